@@ -1,0 +1,268 @@
+"""A finite-state automaton read out of a model: states, labelled transitions, scores.
+
+1. A state is a few features that play one role, with short real examples of where it is current.
+2. A transition goes from a state to a state, or to EXIT, on tokens; the probabilities of a state's
+   transitions sum to 1, counted on the most active state at each position.
+3. The JSON form is the contract with other programs: `automaton.schema.json` describes it, and
+   `FeatureAutomaton.from_json` checks the same rules by hand and names the path of what is wrong.
+
+Source: Bricken et al. 2023, "Towards Monosemanticity", section "Finite State Automata".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from circuits import automaton_json
+from sae_core.errors import GraphError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import networkx as nx
+
+EXIT: Literal["EXIT"] = "EXIT"
+Kind = Literal["loop", "pair", "chain", "system"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A real snippet of text on which a state is current."""
+
+    tokens: tuple[str, ...]
+    """Printable tokens (`sae_core.tokens.token_str`) in text order, about 9 to 15."""
+
+    values: tuple[float, ...]
+    """Activation of the state on each token as a share of its largest, in [0, 1]."""
+
+    focus: int
+    """Index of the token on which the state fires."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A few features that play one role."""
+
+    id: int
+    """>= 0, unique in the automaton."""
+
+    label: str
+    """What a person would call the state."""
+
+    features: tuple[int, ...]
+    """Feature indices, strongest first."""
+
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True)
+class EdgeToken:
+    """One token that a transition runs on."""
+
+    token_id: int
+    token_str: str
+    share: float
+    """Share of the transition's pairs that ran on this token, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A step from one state to the next, through tokens."""
+
+    source: int
+    target: int | Literal["EXIT"]
+    """The next state's id; EXIT when no state of the automaton is current at the next token."""
+
+    probability: float
+    """P(target and these tokens | source), in [0, 1]."""
+
+    tokens: tuple[EdgeToken, ...]
+    """Largest share first."""
+
+    label: str
+    """The tokens, summarised as a person would write them."""
+
+    n_pairs: int
+    """Pairs of neighbouring positions counted."""
+
+    causal: float | None = None
+    """Measured effect of ablating the source, in nats; None where it was not measured."""
+
+
+@dataclass(frozen=True)
+class FeatureAutomaton:
+    """States and transitions that together read or write one kind of text."""
+
+    name: str
+    """Slug `[a-z0-9][a-z0-9-]*`, unique in a run and stable for equal input."""
+
+    title: str
+    """Free text for people."""
+
+    kind: str
+    """loop, pair, chain or system."""
+
+    scores: dict[str, float | int | None]
+    """Scores by name, held-out ones among them; None where not measured."""
+
+    states: tuple[State, ...]
+    transitions: tuple[Transition, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Run hash and settings this was made from."""
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The features of all states, ascending, each once."""
+        return tuple(sorted({feature for state in self.states for feature in state.features}))
+
+    def state(self, state_id: int) -> State:
+        """Give the state with an id.
+
+        Raises:
+            GraphError: no state has this id.
+        """
+        for state in self.states:
+            if state.id == state_id:
+                return state
+        known = ", ".join(str(state.id) for state in self.states)
+        raise GraphError(f"automaton {self.name} has no state {state_id}; its states are {known}")
+
+    def leaving(self, state_id: int) -> tuple[Transition, ...]:
+        """Give the transitions out of a state, the most probable first, EXIT among them."""
+        found = (step for step in self.transitions if step.source == state_id)
+        return tuple(sorted(found, key=_by_probability))
+
+    def exit_probability(self, state_id: int) -> float:
+        """Give the probability in [0, 1] of leaving the automaton from a state."""
+        return sum(step.probability for step in self.leaving(state_id) if step.target == EXIT)
+
+    def to_json(self) -> str:
+        """Give the automaton as one JSON document; equal automata give equal text.
+
+        Raises:
+            GraphError: a value does not fit the format; the message names its path.
+        """
+        value = asdict(self)
+        automaton_json.check(value)
+        try:
+            text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+            text.encode()
+        except (TypeError, ValueError) as err:
+            raise GraphError(f"automaton {self.name}: provenance is no JSON ({err})") from err
+        return text
+
+    @classmethod
+    def from_json(cls, text: str) -> FeatureAutomaton:
+        """Read an automaton from its JSON document, checking every value.
+
+        Args:
+            text: what `to_json` gave, or another program wrote to `automaton.schema.json`.
+
+        Raises:
+            GraphError: not JSON, or a value does not fit; the message names its path.
+        """
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as err:
+            raise GraphError(f"the automaton is not readable JSON ({err}); write it again") from err
+        automaton_json.check(value)
+        return cls(
+            name=value["name"],
+            title=value["title"],
+            kind=value["kind"],
+            scores=dict(value["scores"]),
+            states=tuple(_state(item) for item in value["states"]),
+            transitions=tuple(_transition(item) for item in value["transitions"]),
+            provenance=dict(value["provenance"]),
+        )
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """Give the automaton as a networkx graph.
+
+        Returns:
+            Nodes are state ids with `label` and `features`, and "EXIT" where a state leaves;
+            edges carry `probability`, `label`, `n_pairs`, `causal` and `tokens`, a dict of
+            token_str -> share.
+        """
+        import networkx as nx  # noqa: PLC0415 - heavy, and only this needs it
+
+        graph = nx.MultiDiGraph(name=self.name, title=self.title, kind=self.kind)
+        for state in self.states:
+            graph.add_node(state.id, label=state.label, features=list(state.features))
+        for step in self.transitions:
+            if step.target == EXIT:
+                graph.add_node(EXIT, label=EXIT, features=[])
+            graph.add_edge(
+                step.source,
+                step.target,
+                probability=step.probability,
+                label=step.label,
+                n_pairs=step.n_pairs,
+                causal=step.causal,
+                tokens={token.token_str: token.share for token in step.tokens},
+            )
+        return graph
+
+    def to_svg(self, path: str | Path | None = None, *, engine: str = "embedded") -> str:
+        """Draw the automaton.
+
+        Args:
+            path: where to write the picture; None writes nothing.
+            engine: "embedded", or "dot" for the system's Graphviz.
+
+        Returns:
+            The SVG text.
+
+        Raises:
+            RenderError: the automaton cannot be laid out.
+            StoreError: the file cannot be written.
+        """
+        from circuits.svg import automaton_svg  # noqa: PLC0415 - drawing is loaded when asked for
+
+        text = automaton_svg(self, engine=engine).text
+        if path is not None:
+            from sae_core.files import write_text  # noqa: PLC0415 - brings in polars
+
+            write_text(Path(path), text)
+        return text
+
+
+def best_first(automata: Iterable[FeatureAutomaton]) -> list[FeatureAutomaton]:
+    """Order automata by rank, the best first; those without a rank last, by name."""
+
+    def key(automaton: FeatureAutomaton) -> tuple[bool, float, str]:
+        rank = automaton.scores.get("rank")
+        return (rank is None, rank or 0, automaton.name)
+
+    return sorted(automata, key=key)
+
+
+def _by_probability(step: Transition) -> tuple[float, bool, str, str]:
+    return (-step.probability, step.target == EXIT, str(step.target).zfill(9), step.label)
+
+
+def _state(value: dict[str, Any]) -> State:
+    examples = tuple(
+        Example(tuple(item["tokens"]), tuple(map(float, item["values"])), item["focus"])
+        for item in value["examples"]
+    )
+    return State(value["id"], value["label"], tuple(value["features"]), examples)
+
+
+def _transition(value: dict[str, Any]) -> Transition:
+    tokens = tuple(
+        EdgeToken(item["token_id"], item["token_str"], float(item["share"]))
+        for item in value["tokens"]
+    )
+    return Transition(
+        source=value["source"],
+        target=value["target"],
+        probability=float(value["probability"]),
+        tokens=tokens,
+        label=value["label"],
+        n_pairs=value["n_pairs"],
+        causal=None if value["causal"] is None else float(value["causal"]),
+    )

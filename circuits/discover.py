@@ -1,0 +1,160 @@
+"""Discovery: a run's graph and tokens -> its automata, best first, with nothing named by hand.
+
+1. Candidate sets of features are proposed from the graph (`propose`).
+2. Each is drafted on training text (`assemble`); sets that do not run as automata fall out.
+3. Near-duplicates are folded into the best of them.
+4. Automata are ranked within their kind by bits saved x coverage; kinds take turns, the best first.
+5. Each gets a name, labels, examples and scores on held-out text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from circuits.assemble import Draft, Text, automaton_of, draft_of
+from circuits.fidelity import HELD_OUT
+from circuits.propose import propose
+from sae_core.errors import GraphError
+from sae_core.files import write_parquet, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from circuits.automaton import FeatureAutomaton
+    from circuits.graph import FeatureGraph
+    from circuits.run import Run
+
+MAX_OVERLAP = 0.5  # two sets of one kind sharing more than half of their features are one
+MAX_PER_KIND = 10  # more of a kind are not read
+KINDS = ("system", "pair", "chain", "loop")
+TRAINING_SCORES = ("retention", "retention_lift", "bits_saved", "coverage")
+
+
+def find_automata(
+    graph: FeatureGraph | Run, *, progress: Callable[[str], None] | None = None
+) -> list[FeatureAutomaton]:
+    """Find the automata of a run.
+
+    Args:
+        graph: a run, or the graph of one, with kept activations.
+        progress: is told what is being done.
+
+    Returns:
+        Automata, best first; empty when none runs.
+
+    Raises:
+        GraphError: the graph belongs to no run, or the run keeps no activations.
+    """
+    run = _run_of(graph)
+    say = progress or (lambda _: None)
+    text = _training_text(run)
+    proposals = propose(run.graph.edges, len(text.mean_act))
+    say(f"{len(proposals)} candidate sets")
+    drafts = [draft for one in proposals if (draft := draft_of(one, text)) is not None]
+    ranked = rank(drafts)
+    say(f"{len(ranked)} automata")
+    held_out = run.tokens(held_out=True)
+    provenance = {"run": run.hash, "model": run.model_name, "sae": run.sae_name}
+    found = [automaton_of(draft, text, held_out, provenance) for draft in ranked]
+    return _numbered(found)
+
+
+def rank(drafts: Sequence[Draft]) -> list[Draft]:
+    """Fold near-duplicates and put the best first, the kinds taking turns.
+
+    Args:
+        drafts: all that run.
+
+    Returns:
+        At most MAX_PER_KIND of each kind.
+    """
+    by_kind = {kind: _best([d for d in drafts if d.kind == kind]) for kind in KINDS}
+    order = sorted(KINDS, key=lambda kind: -_value(by_kind[kind][0]) if by_kind[kind] else 0.0)
+    turns = zip_longest(*(by_kind[kind] for kind in order))
+    return [draft for turn in turns for draft in turn if draft is not None]
+
+
+def write_automata(run: Path, automata: Sequence[FeatureAutomaton]) -> None:
+    """Write `automata/NAME.json` and `automata/index.parquet` of a run.
+
+    Args:
+        run: the run directory.
+        automata: best first; names are unique.
+    """
+    folder = run / "automata"
+    wanted = {f"{automaton.name}.json" for automaton in automata}
+    if folder.is_dir():
+        for old in folder.glob("*.json"):
+            if old.name not in wanted:
+                old.unlink()
+    for automaton in automata:
+        write_text(folder / f"{automaton.name}.json", automaton.to_json())
+    write_parquet(folder / "index.parquet", index_frame(automata))
+
+
+def index_frame(automata: Sequence[FeatureAutomaton]) -> pl.DataFrame:
+    """Give the table of automata: name, title, kind, rank, sizes and scores."""
+    scores = (*TRAINING_SCORES, *HELD_OUT)
+    schema = {
+        "name": pl.String, "title": pl.String, "kind": pl.String, "rank": pl.Int64,
+        "n_states": pl.Int64, "n_features": pl.Int64,
+    } | dict.fromkeys(scores, pl.Float64)  # fmt: skip
+    rows = [
+        {
+            "name": one.name,
+            "title": one.title,
+            "kind": one.kind,
+            "rank": place,
+            "n_states": len(one.states),
+            "n_features": len(one.features),
+        }
+        | {name: one.scores.get(name) for name in scores}
+        for place, one in enumerate(automata, start=1)
+    ]
+    return pl.DataFrame(rows, schema=schema)
+
+
+def _run_of(graph: FeatureGraph | Run) -> Run:
+    run = getattr(graph, "run", graph)
+    if run is None or not hasattr(run, "tokens"):
+        raise GraphError("this graph belongs to no run; open one with circuits.open_run(path)")
+    found: Run = run
+    return found
+
+
+def _training_text(run: Run) -> Text:
+    strs = run.vocabulary.sort("token_id")["token_str"].to_list()
+    return Text(run.tokens(held_out=False), run.mean_acts, strs)
+
+
+def _value(draft: Draft) -> float:
+    return draft.scores.bits_saved * draft.scores.coverage
+
+
+def _best(drafts: Iterable[Draft]) -> list[Draft]:
+    kept: list[Draft] = []
+    for draft in sorted(drafts, key=lambda one: (-_value(one), sorted(one.features))):
+        if all(_overlap(draft, other) <= MAX_OVERLAP for other in kept):
+            kept.append(draft)
+    return kept[:MAX_PER_KIND]
+
+
+def _overlap(one: Draft, other: Draft) -> float:
+    smaller = min(len(one.features), len(other.features))
+    return len(one.features & other.features) / smaller
+
+
+def _numbered(found: Sequence[FeatureAutomaton]) -> list[FeatureAutomaton]:
+    """Make names unique: the second of a name gets -2, and so on."""
+    seen: dict[str, int] = {}
+    named = []
+    for automaton in found:
+        seen[automaton.name] = seen.get(automaton.name, 0) + 1
+        n = seen[automaton.name]
+        named.append(replace(automaton, name=f"{automaton.name}-{n}") if n > 1 else automaton)
+    return named

@@ -1,0 +1,367 @@
+"""Sums of a run -> the edge table: which features lead to which, how surely, and through which tokens.
+
+For each ordered pair (i, j) seen at least MIN_PAIRS times, i at p and j at p + 1:
+
+1. lift and G2, the log-likelihood ratio of the 2 x 2 table over all positions with a successor.
+2. Bursts. Features of one topic follow each other at any distance; the pairs at lags 5..20 in the same window say
+   how often that alone would happen. `burst_ratio` is the rate at lag 1 over the rate at those lags.
+3. q_value. A pair must beat both nulls: p is the larger of the one-sided G2 test against independence and the
+   binomial test of its lag-1 count against its lagged count. A loop that runs for long is its own burst: where i
+   follows most firings of i that promote what came, and few of the others, those two are compared instead.
+   Benjamini-Hochberg over all pairs of features that fire often enough, the unseen ones included with p = 1.
+4. score = s x g, in nats. s: what knowing that i fired is surely worth for predicting j, in nats a firing: the
+   divergence of the lower confidence bound of P(j | i) from the larger of P(j) and P(j | i, 5..20 tokens ago); for
+   a loop, if it is more, that of P(i | i promoted) from P(i | i did not promote), as in step 3.
+   g: nats that i gave to the token that came, a pair of i and j. A pair that only shares a topic has s near 0; one
+   whose source does not promote the tokens between has g near 0. Ties: by source, then target.
+
+Source: the definition of edges is Bricken et al. 2023, "Finite State Automata"; G2 is Dunning 1993.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from scipy import special
+
+from circuits.predicted import predicted_effects
+from sae_core.counting import transition_counts
+from sae_core.statistics import NATS_UNIT
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sae_core.statistics import Statistics
+
+__all__ = ["EdgeTables", "build_edges", "pair_table", "transition_counts"]
+
+MIN_PAIRS = 5  # with fewer, one repeated sentence makes an edge
+MIN_FIRES = 10  # a feature that fires less can reach no significant edge; it is not tested
+MAX_Q = 0.05  # one edge in twenty may be false
+MIN_LOOP_SHARE = 0.5  # a feature that stays on for less of what it promotes makes no long runs
+MIN_JACCARD = 0.4  # two features that each miss a quarter of one state's tokens share 0.6 of theirs
+Z_LOWER = 3.0  # standard errors below the estimate; about one false bound in 700 pairs
+TINY = 1e-12
+EDGE_SCHEMA: dict[str, Any] = {
+    "source": pl.UInt32,
+    "target": pl.UInt32,
+    "score": pl.Float64,
+    "n_pairs": pl.Int64,
+    "p_target_given_source": pl.Float64,
+    "lift": pl.Float64,
+    "g2": pl.Float64,
+    "q_value": pl.Float64,
+    "burst_ratio": pl.Float64,
+    "n_promoted": pl.Int64,
+    "promoted_nats": pl.Float64,
+    "p_target_given_promoted": pl.Float64,
+    "predicted": pl.Float64,
+    "causal": pl.Float64,
+    "causal_stderr": pl.Float64,
+}
+
+
+@dataclass(frozen=True)
+class EdgeTables:
+    """The graph's tables, with the columns of the run directory's `graph/*.parquet`."""
+
+    edges: pl.DataFrame
+    """One row an edge, best first."""
+
+    edge_tokens: pl.DataFrame
+    """One row an edge and token between, in the order of the edges, then best first."""
+
+    coactivation: pl.DataFrame
+    """One row a pair of features that fire on the same token."""
+
+    reason: str
+    """Why there are no edges, and what would give some; empty when there are."""
+
+
+def build_edges(
+    statistics: Statistics,
+    vocabulary: pl.DataFrame,
+    *,
+    logit_effects: pl.DataFrame | None = None,
+) -> EdgeTables:
+    """Turn sums into significant edges, best first.
+
+    Args:
+        statistics: sums of the documents that are not held out.
+        vocabulary: token_id, token_bytes, token_str.
+        logit_effects: feature_idx, token_id, nats_per_unit; without it `predicted` is null.
+
+    Returns:
+        The tables; empty ones with a reason when no pair passes.
+    """
+    pairs = pair_table(statistics)
+    kept = pairs.filter((pl.col("q_value") < MAX_Q) & (pl.col("lift") > 1))
+    kept = kept.sort(["score", "source", "target"], descending=[True, False, False])
+    predicted = predicted_effects(kept, statistics, logit_effects)
+    edges = kept.with_columns(
+        predicted, *(pl.lit(None, pl.Float64).alias(name) for name in ("causal", "causal_stderr"))
+    )
+    return EdgeTables(
+        edges=edges.select(pl.col(name).cast(kind) for name, kind in EDGE_SCHEMA.items()),
+        edge_tokens=_edge_tokens(edges, statistics.edge_tokens, vocabulary),
+        coactivation=_coactivation(statistics),
+        reason="" if len(edges) else _why_no_edge(pairs, statistics),
+    )
+
+
+def pair_table(statistics: Statistics) -> pl.DataFrame:
+    """Measure and test every pair of features seen often enough, significant or not.
+
+    Args:
+        statistics: sums of a run.
+
+    Returns:
+        The columns of `edges` up to p_target_given_promoted, and p_value, by source and target.
+    """
+    fires = np.minimum(statistics.n_source, statistics.n_target)
+    eligible = pl.Series(np.flatnonzero(fires >= MIN_FIRES).astype(np.uint32))
+    seen = statistics.transitions.filter(
+        pl.col("n_pairs") >= MIN_PAIRS,
+        pl.col("source").is_in(eligible.implode()),
+        pl.col("target").is_in(eligible.implode()),
+    )
+    counts = _Counts.of(seen, statistics)
+    g2 = _g2(counts)
+    p_value = np.maximum(_p_of_g2(counts, g2), _p_of_topic(counts))
+    return seen.select("source", "target", "n_pairs", "n_promoted").with_columns(
+        pl.Series("score", _score(counts)),
+        pl.Series("p_target_given_source", counts.pairs / counts.source),
+        pl.Series("lift", counts.lift),
+        pl.Series("g2", g2),
+        pl.Series("p_value", p_value),
+        pl.Series("q_value", _benjamini_hochberg(p_value, len(eligible) ** 2)),
+        pl.Series("burst_ratio", _burst_ratio(counts)),
+        pl.Series("promoted_nats", counts.nats / np.maximum(counts.promoted, 1)),
+        pl.Series(
+            "p_target_given_promoted", counts.promoted / np.maximum(counts.promoted_source, 1)
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Float columns of m pairs, each (m,), and the totals they are out of."""
+
+    pairs: NDArray[np.float64]
+    source: NDArray[np.float64]
+    target: NDArray[np.float64]
+    lagged: NDArray[np.float64]
+    promoted: NDArray[np.float64]
+    promoted_source: NDArray[np.float64]
+    nats: NDArray[np.float64]
+    total: NDArray[np.float64] | int
+    lag_total: int
+    has_promotions: bool
+    is_loop: NDArray[np.bool_]
+    same_role: NDArray[np.bool_]
+    """Source and target are one feature, or split one between them."""
+
+
+    @classmethod
+    def of(cls, seen: pl.DataFrame, statistics: Statistics) -> _Counts:
+        source, target = seen["source"].to_numpy(), seen["target"].to_numpy()
+        return cls(
+            pairs=seen["n_pairs"].cast(pl.Float64).to_numpy(),
+            source=statistics.n_source[source].astype(np.float64),
+            target=statistics.n_target[target].astype(np.float64),
+            lagged=seen["n_lagged"].cast(pl.Float64).to_numpy(),
+            promoted=seen["n_promoted"].cast(pl.Float64).to_numpy(),
+            promoted_source=statistics.n_promoted_source[source].astype(np.float64),
+            nats=seen["nats"].cast(pl.Float64).to_numpy() / NATS_UNIT,
+            total=statistics.n_pairs,
+            lag_total=statistics.n_lag_pairs,
+            has_promotions=bool(statistics.n_promoted_source.any()),
+            is_loop=source == target,
+            same_role=_same_role(seen, statistics),
+        )
+
+    @property
+    def lift(self) -> NDArray[np.float64]:
+        """P(i, j) / (P(i) P(j))."""
+        expected = np.asarray(self.source * self.target / np.maximum(self.total, 1))
+        return np.divide(self.pairs, expected, out=np.zeros_like(expected), where=expected > 0)
+
+
+def _same_role(seen: pl.DataFrame, statistics: Statistics) -> NDArray[np.bool_]:
+    """(m,) whether source and target mostly fire on the same tokens: one feature, split in two."""
+    low, high = pl.min_horizontal("source", "target"), pl.max_horizontal("source", "target")
+    both = (
+        seen.select(low.alias("feature_a"), high.alias("feature_b"))
+        .join(
+            statistics.coactivation,
+            on=["feature_a", "feature_b"],
+            how="left",
+            maintain_order="left",
+        )["n_both"]
+        .fill_null(0)
+        .to_numpy()
+    )
+    fires = statistics.n_fires
+    either = fires[seen["source"].to_numpy()] + fires[seen["target"].to_numpy()] - both
+    return np.asarray(both > MIN_JACCARD * either)
+
+
+def _g2(counts: _Counts) -> NDArray[np.float64]:
+    """2 sum O ln(O / E) over the four cells of i fires x j follows; >= 0."""
+    without = counts.total - counts.source
+    total = 0.0
+    for rows, both in (
+        (counts.source, counts.pairs),
+        (without, counts.target - counts.pairs),
+    ):
+        for observed, column in (
+            (both, counts.target),
+            (rows - both, counts.total - counts.target),
+        ):
+            expected = rows * column / np.maximum(counts.total, 1)
+            ratio = np.divide(observed, expected, out=np.ones_like(expected), where=expected > 0)
+            total += special.xlogy(observed, np.where(observed > 0, ratio, 1.0))
+    return np.maximum(2 * np.asarray(total), 0)
+
+
+def _p_of_g2(counts: _Counts, g2: NDArray[np.float64]) -> NDArray[np.float64]:
+    half = special.chdtrc(1, g2) / 2
+    return np.asarray(np.where(counts.lift > 1, half, 1 - half))
+
+
+def _p_of_topic(counts: _Counts) -> NDArray[np.float64]:
+    """P of the lag-1 count were it all topic; a loop that its own promotions explain is tested by those."""
+    promoted, rest = _shares_by_promotion(counts)
+    explained = counts.same_role & (promoted > MIN_LOOP_SHARE) & (promoted > 2 * rest)
+    return np.asarray(np.where(explained, _p_of_promotion(counts), _p_of_burst(counts)))
+
+
+def _p_of_burst(counts: _Counts) -> NDArray[np.float64]:
+    """P(at least this share of the pair's near and lagged co-firings is near), were all lags alike."""
+    share = counts.total / np.maximum(counts.total + counts.lag_total, 1)
+    if np.all(share >= 1):  # windows too short for any lagged pair
+        return np.zeros_like(counts.pairs)
+    return np.asarray(special.betainc(counts.pairs, counts.lagged + 1, share))
+
+
+def _p_of_promotion(counts: _Counts) -> NDArray[np.float64]:
+    """One-sided P of G2, were the target to follow promoted firings as often as the others."""
+    table = replace(
+        counts,
+        pairs=counts.promoted,
+        source=counts.promoted_source,
+        target=counts.pairs,
+        total=counts.source,
+    )
+    return _p_of_g2(table, _g2(table))
+
+
+def _burst_ratio(counts: _Counts) -> NDArray[np.float64]:
+    near = (counts.pairs + 0.5) / (counts.total + 1)
+    return near / ((counts.lagged + 0.5) / (counts.lag_total + 1))
+
+
+def _score(counts: _Counts) -> NDArray[np.float64]:
+    """Give s x g of the module's step 4; s alone in a run where nothing was ever promoted."""
+    base = counts.target / np.maximum(counts.total, 1)
+    lag_sources = counts.source * counts.lag_total / np.maximum(counts.total, 1)
+    topic = (counts.lagged + 0.5) / (lag_sources + 1)
+    near = _divergence(_lower_bound(counts.pairs, counts.source), np.maximum(base, topic))
+    promoted, rest = _shares_by_promotion(counts)
+    loop = _divergence(promoted, np.maximum(base, rest)) * counts.promoted_source / counts.source
+    sure = np.where(counts.is_loop, np.maximum(near, loop), near)
+    given = counts.nats / counts.pairs if counts.has_promotions else 1.0
+    return np.asarray(sure * given)
+
+
+def _shares_by_promotion(
+    counts: _Counts,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower bound of P(j follows | i promoted what came), and P(j follows | i did not)."""
+    lower = _lower_bound(counts.promoted, np.maximum(counts.promoted_source, 1))
+    others = counts.source - counts.promoted_source
+    return lower, (counts.pairs - counts.promoted + 0.5) / (others + 1)
+
+
+def _divergence(
+    share: NDArray[np.float64], expected: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence of two coins, nats; 0 where `share` is not above `expected`."""
+    p, q = np.clip(share, TINY, 1 - TINY), np.clip(expected, TINY, 1 - TINY)
+    return np.asarray(
+        np.where(p > q, special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q), 0.0)
+    )
+
+
+def _lower_bound(hits: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give Wilson's lower bound of a proportion, Z_LOWER standard errors down."""
+    share, slack = hits / n, Z_LOWER**2 / n
+    spread = Z_LOWER * np.sqrt(share * (1 - share) / n + slack / (4 * n))
+    return (share + slack / 2 - spread) / (1 + slack)
+
+
+def _benjamini_hochberg(p_values: NDArray[np.float64], n_tests: int) -> NDArray[np.float64]:
+    """Give q-values among n_tests tests; those not listed have p = 1."""
+    if len(p_values) == 0:
+        return p_values
+    order = np.argsort(p_values, kind="stable")
+    scaled = p_values[order] * n_tests / np.arange(1, len(order) + 1)
+    q_values = np.empty_like(scaled)
+    q_values[order] = np.minimum.accumulate(scaled[::-1])[::-1]
+    return np.minimum(q_values, 1)
+
+
+def _edge_tokens(
+    edges: pl.DataFrame, edge_tokens: pl.DataFrame, vocabulary: pl.DataFrame
+) -> pl.DataFrame:
+    ranked = edges.select("source", "target").with_row_index("rank")
+    edge = pl.col("rank")
+    promoted = pl.col("n_promoted").sum().over(edge)
+    share = (
+        pl.when(promoted > 0)
+        .then(pl.col("n_promoted") / promoted)
+        .otherwise(pl.col("n_pairs") / pl.col("n_pairs").sum().over(edge))
+    )
+    words = vocabulary.select("token_id", "token_str")
+    return (
+        edge_tokens.join(ranked, on=["source", "target"], how="inner")
+        .with_columns(share.alias("share"))
+        .join(words, on="token_id", how="left")
+        .sort(["rank", "share", "n_pairs", "token_id"], descending=[False, True, True, False])
+        .select("source", "target", "token_id", "token_str", "n_pairs", "n_promoted", "share")
+    )
+
+
+def _coactivation(statistics: Statistics) -> pl.DataFrame:
+    pairs = statistics.coactivation.sort("feature_a", "feature_b")
+    fires = statistics.n_fires.astype(np.float64)
+    a, b = fires[pairs["feature_a"].to_numpy()], fires[pairs["feature_b"].to_numpy()]
+    both = pairs["n_both"].cast(pl.Float64).to_numpy()
+    return pairs.with_columns(
+        pl.Series("lift", both * statistics.n_tokens / (a * b)),
+        pl.Series("jaccard", both / (a + b - both)),
+    )
+
+
+def _why_no_edge(pairs: pl.DataFrame, statistics: Statistics) -> str:
+    if statistics.n_pairs == 0:
+        return (
+            "no token has a successor in its window, so there is no pair to count; give more text"
+        )
+    most: Any = statistics.transitions["n_pairs"].max()
+    if pairs.is_empty():
+        return (
+            f"no two features that fire {MIN_FIRES} times follow each other {MIN_PAIRS} times (the "
+            f"most frequent pair: {most or 0}); give more text"
+        )
+    best = pairs.filter(pl.col("lift") > 1).sort("q_value", "source", "target").head(1)
+    if best.is_empty():
+        return "no feature follows another more often than chance; give more text"
+    row = best.row(0, named=True)
+    return (
+        f"no pair of features is significant at q < {MAX_Q}; the nearest, {row['source']} -> "
+        f"{row['target']}, has q = {row['q_value']:.3g} after {row['n_pairs']} pairs; give more text"
+    )

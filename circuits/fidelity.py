@@ -1,0 +1,143 @@
+"""How real an automaton is: what it says about the next token, and how well its steps hold on unseen text.
+
+Inside an automaton's spans the next token is predicted from the state alone. Bits saved are measured against the
+spans' own unigram distribution (against the whole text's for a single state, which has no other); the score is
+that, times coverage: the share of all tokens that lie in its spans.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from circuits.states import Steps, state_sequence, steps_of, transition_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from sae_core.schema import TokenTable
+
+SMOOTHING = 0.5  # added to each count of a state's next tokens, spread as the spans' unigram
+
+
+class Scores(NamedTuple):
+    """Scores on the text the automaton was counted on."""
+
+    retention: float
+    """P(some state next | some state now): the share of steps that stay inside."""
+
+    retention_lift: float
+    """Retention over coverage: how much likelier than for any token."""
+
+    bits_saved: float
+    """Bits a step that the state saves in predicting the next token."""
+
+    coverage: float
+    """Share of tokens on which some state is current."""
+
+
+HELD_OUT = (
+    "held_out_retention",
+    "held_out_bits_saved",
+    "held_out_coverage",
+    "held_out_steps_explained",
+)
+
+
+def training_scores(
+    tokens: TokenTable, sequence: NDArray[np.int32], steps: Steps, n_states: int
+) -> Scores:
+    """Score an automaton on its own text.
+
+    Args:
+        tokens: the training text.
+        sequence: (n_tokens,) state of each token, -1 outside.
+        steps: its steps.
+        n_states: number of states.
+    """
+    matrix = transition_matrix(steps, n_states)
+    retention = float(matrix[:, :-1].sum() / max(1, matrix.sum()))
+    coverage = float((sequence >= 0).mean())
+    prior = _prior(tokens, steps, n_states)
+    bits = _bits_saved(steps, steps, n_states, prior)
+    lift = retention / coverage if coverage > 0 else 0.0
+    return Scores(retention, lift, bits, coverage)
+
+
+def held_out_scores(
+    groups: Sequence[Sequence[int]],
+    steps: Steps,
+    mean_act: NDArray[np.float64],
+    held_out: TokenTable | None,
+) -> dict[str, float | None]:
+    """Score an automaton on text it was not made from.
+
+    Args:
+        groups: the features of each state.
+        steps: its steps on training text, from which probabilities are taken.
+        mean_act: (d_sae,) mean activation of each feature.
+        held_out: unseen text; None or empty gives "not measured".
+
+    Returns:
+        The scores named in HELD_OUT; None where not measured.
+    """
+    if held_out is None or len(held_out.token_ids) == 0:
+        return dict.fromkeys(HELD_OUT)
+    sequence = state_sequence(held_out, groups, mean_act)
+    unseen = steps_of(held_out, sequence)
+    if len(unseen.rows) == 0:
+        return dict.fromkeys(HELD_OUT) | {"held_out_coverage": 0.0}
+    matrix = transition_matrix(unseen, len(groups))
+    prior = _prior(held_out, steps, len(groups))
+    values = (
+        float(matrix[:, :-1].sum() / matrix.sum()),
+        _bits_saved(steps, unseen, len(groups), prior),
+        float((sequence >= 0).mean()),
+        _explained(steps, unseen),
+    )
+    return dict(zip(HELD_OUT, values, strict=True))
+
+
+def _prior(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float64]:
+    """Give the unigram that the states must beat: the spans', or for one state the whole text's."""
+    base = steps.token if n_states > 1 else tokens.token_ids
+    size = 1 + max(int(tokens.token_ids.max(initial=0)), int(steps.token.max(initial=0)))
+    counts = np.bincount(base, minlength=size) + SMOOTHING
+    prior: NDArray[np.float64] = counts / counts.sum()
+    return prior
+
+
+def _bits_saved(counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.float64]) -> float:
+    size = max(
+        len(prior), 1 + int(scored.token.max(initial=0)), 1 + int(counted.token.max(initial=0))
+    )
+    base = np.full(size, prior.min())
+    base[: len(prior)] = prior
+    keys, counts = np.unique(_key(counted, size), return_counts=True)
+    totals = np.bincount(counted.source, minlength=n_states)
+    wanted = _key(scored, size)
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    seen = np.where(keys[at] == wanted, counts[at], 0)
+    weight = SMOOTHING * 100  # as many pseudo-steps as half a state's least support
+    chance = (seen + weight * base[scored.token]) / (totals[scored.source] + weight)
+    return float(np.mean(np.log2(chance) - np.log2(base[scored.token])))
+
+
+def _key(steps: Steps, size: int) -> NDArray[np.int64]:
+    return steps.source.astype(np.int64) * size + steps.token
+
+
+def _explained(steps: Steps, unseen: Steps) -> float:
+    """Give the share of unseen member-to-member steps whose (source, token, target) was counted."""
+    size = 1 + max(int(steps.token.max(initial=0)), int(unseen.token.max(initial=0)))
+    width = 1 + max(int(steps.target.max(initial=0)), int(unseen.target.max(initial=0)))
+
+    def triple(of: Steps) -> NDArray[np.int64]:
+        inside = of.target >= 0
+        return (_key(of, size) * width + of.target)[inside]
+
+    wanted = triple(unseen)
+    return float(np.isin(wanted, triple(steps)).mean()) if len(wanted) else 0.0

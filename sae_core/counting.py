@@ -1,0 +1,324 @@
+"""One block of tokens -> exact counts: checks, allocation and calls around the loops of `kernels`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from sae_core import kernels
+from sae_core.errors import StoreError
+from sae_core.kernels import Nexts, Sources, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from sae_core.schema import TokenTable
+
+BLOCK_ENTRIES = 1 << 24  # features of one block; bounds the working memory to about 1 GB
+BUFFER_ROWS = 1 << 20  # rows of a table that are filled before they are copied out
+NO_LAGS = (1, 0)
+
+
+def transition_counts(
+    indptr: NDArray[np.integer[Any]],
+    indices: NDArray[np.integer[Any]],
+    doc_ids: NDArray[np.integer[Any]],
+    d_sae: int,
+) -> sparse.csr_array:
+    """Count the tokens p on which feature i fires while feature j fires on p + 1, same document.
+
+    Args:
+        indptr: (n_tokens + 1,) start of each token's features.
+        indices: (nnz,) features that fire on each token, each once.
+        doc_ids: (n_tokens,) document of each token; no pair crosses a document.
+        d_sae: number of features.
+
+    Returns:
+        (d_sae, d_sae) int64 counts; row = source (earlier), column = target (later).
+
+    Raises:
+        ValueError: the arrays do not fit each other, or an index is not in 0..d_sae - 1.
+
+    Example:
+        >>> counts = transition_counts(
+        ...     np.array([0, 1, 2, 3]), np.array([0, 1, 1]), np.array([0, 0, 0]), 2
+        ... )
+        >>> counts.toarray().tolist()
+        [[0, 1], [0, 1]]
+    """
+    stream = _checked_stream(indptr, indices, doc_ids, d_sae)
+    nats = np.zeros(len(stream.features), np.int64)
+    sources = _sorted_positions(stream, nats, _with_successor(stream), d_sae)
+    nexts = _nexts(stream, np.zeros(len(doc_ids), np.uint32), _with_successor(stream))
+    table = _transitions(stream, sources, nexts, _no_sources(d_sae), NO_LAGS)
+    return sparse.csr_array((table[2], (table[0], table[1])), shape=(d_sae, d_sae), dtype=np.int64)
+
+
+def find_blocks(tokens: TokenTable) -> list[slice]:
+    """Cut a stream at window ends into blocks of at most BLOCK_ENTRIES features, where windows allow it."""
+    n = len(tokens.doc_ids)
+    new_run = np.diff(tokens.doc_ids) | np.diff(tokens.window_ids)
+    cuts = np.append(np.flatnonzero(new_run) + 1, n)
+    blocks, start = [], 0
+    while start < n:
+        limit = np.searchsorted(tokens.indptr, tokens.indptr[start] + BLOCK_ENTRIES, side="right")
+        first = np.searchsorted(cuts, start, side="right")
+        fits = np.searchsorted(cuts, limit - 1, side="right") - 1
+        stop = int(cuts[max(first, fits)])
+        blocks.append(slice(start, stop))
+        start = stop
+    return blocks or [slice(0, 0)]
+
+
+def count_block(
+    tokens: TokenTable,
+    block: slice,
+    *,
+    d_sae: int,
+    d_vocab: int,
+    lags: tuple[int, int],
+    threshold: float,
+    unit: int,
+) -> dict[str, Any]:
+    """Count one block of a stream that starts and ends at window ends.
+
+    Args:
+        tokens: the whole stream.
+        block: its rows to count, at least one.
+        d_sae: number of features.
+        d_vocab: number of vocabulary entries.
+        lags: least and greatest distance, in tokens, of the lagged pairs.
+        threshold: nats above which a feature promotes the next token.
+        unit: fixed-point steps in one nat and in one unit of activation.
+
+    Returns:
+        The fields of `statistics.Statistics`.
+
+    Raises:
+        StoreError: see `statistics.collect`.
+    """
+    stream, token_ids, acts, promotions = _cut(tokens, block)
+    _check_block(tokens, block, d_sae, d_vocab)
+    nats = _fixed(promotions, unit)
+    nats[promotions <= threshold] = 0
+    everywhere = np.arange(len(token_ids))
+    sources_at = _with_successor(stream)
+    fired = _sorted_positions(stream, np.empty(0, np.int64), everywhere, d_sae)
+    order = sources_at[np.argsort(token_ids[sources_at + 1], kind="stable")]
+    sources = _sorted_positions(stream, nats, order, d_sae)
+    nexts = _nexts(stream, token_ids, order)
+    return {
+        "n_tokens": len(token_ids),
+        "n_pairs": len(sources_at),
+        "n_lag_pairs": _lag_pairs(stream.run_end, lags),
+        "token_counts": np.bincount(token_ids, minlength=d_vocab).astype(np.int64),
+        **_per_feature(stream, acts, sources, fired, unit, d_sae),
+        **_pair_tables(stream, sources, nexts, fired, lags),
+        "coactivation": _coactivation(stream, fired),
+        "token_features": _token_features(stream, token_ids, d_sae),
+    }
+
+
+def _checked_stream(indptr: Any, indices: Any, doc_ids: Any, d_sae: int) -> Stream:
+    indptr, indices = np.asarray(indptr), np.asarray(indices)
+    if len(indptr) != len(doc_ids) + 1 or indptr[0] != 0 or indptr[-1] != len(indices):
+        raise ValueError(
+            f"indptr must have one entry more than the {len(doc_ids)} doc_ids, start at 0 and end "
+            f"at {len(indices)}; got {len(indptr)} entries"
+        )
+    if (np.diff(indptr) < 0).any():
+        raise ValueError("indptr must not decrease")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < d_sae:
+        raise ValueError(f"indices must be in 0..{d_sae - 1}, got {indices.min()}..{indices.max()}")
+    _, documents = np.unique(np.asarray(doc_ids), return_inverse=True)
+    return _stream(indptr.astype(np.int64), indices.astype(np.uint32), documents, documents)
+
+
+def _stream(indptr: Any, features: Any, doc_ids: Any, window_ids: Any) -> Stream:
+    run_end = np.empty(len(doc_ids), np.int64)
+    kernels.find_run_ends(doc_ids.astype(np.uint32), window_ids.astype(np.uint32), run_end)
+    return Stream(indptr, np.ascontiguousarray(features), run_end)
+
+
+def _cut(tokens: TokenTable, block: slice) -> tuple[Stream, Any, Any, Any]:
+    first, last = tokens.indptr[block.start], tokens.indptr[block.stop]
+    indptr = tokens.indptr[block.start : block.stop + 1] - first
+    stream = _stream(
+        indptr, tokens.features[first:last], tokens.doc_ids[block], tokens.window_ids[block]
+    )
+    return stream, tokens.token_ids[block], tokens.acts[first:last], tokens.promotions[first:last]
+
+
+def _check_block(tokens: TokenTable, block: slice, d_sae: int, d_vocab: int) -> None:
+    first, last = tokens.indptr[block.start], tokens.indptr[block.stop]
+    features, acts = tokens.features[first:last], tokens.acts[first:last]
+    starts = np.zeros(last - first + 1, dtype=bool)
+    starts[tokens.indptr[block] - first] = True
+    step_ok = np.ones(last - first, dtype=bool)
+    step_ok[1:] = features[1:] > features[:-1]
+    faults = {
+        f"a feature that is not in 0..{d_sae - 1}": features >= d_sae,
+        "features that do not ascend": ~(step_ok | starts[:-1]),
+        "an activation that is not a finite number above 0": ~(np.isfinite(acts) & (acts > 0)),
+        "a promotion that is not a finite number": ~np.isfinite(tokens.promotions[first:last]),
+    }
+    for fault, where in faults.items():
+        if where.any():
+            entry = first + int(np.argmax(where))
+            _refuse(tokens, int(np.searchsorted(tokens.indptr, entry, side="right")) - 1, fault)
+    unknown = tokens.token_ids[block] >= d_vocab
+    if unknown.any():
+        _refuse(tokens, block.start + int(np.argmax(unknown)), f"an id not in 0..{d_vocab - 1}")
+
+
+def _refuse(tokens: TokenTable, row: int, fault: str) -> None:
+    raise StoreError(
+        f"token {tokens.pos[row]} of document {tokens.doc_ids[row]} has {fault}; "
+        "mend or leave out this document and gather again"
+    )
+
+
+def _fixed(values: NDArray[np.float32], unit: int) -> NDArray[np.int64]:
+    return np.rint(values.astype(np.float64) * unit).astype(np.int64)
+
+
+def _with_successor(stream: Stream) -> NDArray[np.int64]:
+    rows = np.arange(len(stream.run_end))
+    return rows[rows + 1 < stream.run_end]
+
+
+def _sorted_positions(
+    stream: Stream, nats: NDArray[np.int64], order: NDArray[np.int64], d_sae: int
+) -> Sources:
+    sizes = np.diff(stream.indptr)
+    used = np.zeros(len(sizes), dtype=bool)
+    used[order] = True
+    n_each = np.bincount(stream.features[np.repeat(used, sizes)], minlength=d_sae)
+    starts = np.concatenate([[0], np.cumsum(n_each)]).astype(np.int64)
+    pos = np.empty(starts[-1], np.int32)
+    out_nats = np.empty(starts[-1] if len(nats) else 0, np.int64)
+    kernels.scatter_positions(order, stream, nats, starts[:-1].copy(), pos, out_nats)
+    return Sources(starts, pos, out_nats)
+
+
+def _nexts(stream: Stream, token_ids: NDArray[np.uint32], order: NDArray[np.int64]) -> Nexts:
+    sizes = np.diff(stream.indptr)[order + 1]
+    indptr = np.empty(len(order) + 1, np.int64)
+    features = np.empty(int(sizes.sum()), np.uint32)
+    kernels.copy_rows(order + 1, stream, indptr, features)
+    return Nexts(token_ids[order + 1], indptr, features)
+
+
+def _no_sources(d_sae: int) -> Sources:
+    return Sources(np.zeros(d_sae + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
+
+
+def _lag_pairs(run_end: NDArray[np.int64], lags: tuple[int, int]) -> int:
+    after = run_end - 1 - np.arange(len(run_end))
+    return int((np.clip(after, lags[0] - 1, lags[1]) - (lags[0] - 1)).sum())
+
+
+def _per_feature(
+    stream: Stream, acts: Any, sources: Sources, fired: Sources, unit: int, d_sae: int
+) -> dict[str, Any]:
+    rows = np.arange(len(stream.run_end))
+    has_previous = np.zeros(len(rows), dtype=bool)
+    has_previous[_with_successor(stream) + 1] = True
+    later = np.repeat(has_previous, np.diff(stream.indptr))
+    act_sum, n_promoted = np.zeros(d_sae, np.int64), np.zeros(d_sae, np.int64)
+    act_max = np.zeros(d_sae, np.float32)
+    kernels.add_by_key(stream.features, _fixed(acts, unit), act_sum)
+    kernels.max_by_key(stream.features, np.ascontiguousarray(acts), act_max)
+    source_of = np.repeat(np.arange(d_sae, dtype=np.uint32), np.diff(sources.starts))
+    kernels.add_by_key(source_of, (sources.nats > 0).astype(np.int64), n_promoted)
+    return {
+        "n_fires": np.diff(fired.starts),
+        "n_source": np.diff(sources.starts),
+        "n_target": np.bincount(stream.features[later], minlength=d_sae).astype(np.int64),
+        "act_sum": act_sum,
+        "act_max": act_max,
+        "n_promoted_source": n_promoted,
+    }
+
+
+def _pair_tables(
+    stream: Stream, sources: Sources, nexts: Nexts, fired: Sources, lags: tuple[int, int]
+) -> dict[str, pl.DataFrame]:
+    d_sae = len(sources.starts) - 1
+    table = _transitions(stream, sources, nexts, fired, lags)
+    source, target = table[0].astype(np.uint32), table[1].astype(np.uint32)
+    row_starts = np.searchsorted(table[0], np.arange(d_sae + 1))
+    token_starts = np.concatenate([[0], np.cumsum(table[6])]).astype(np.int64)
+    out = np.empty((token_starts[-1], 3), np.int32)
+    kernels.fill_edge_tokens(nexts, sources, row_starts, target, token_starts, out)
+    names = ("n_pairs", "n_promoted", "nats", "n_lagged")
+    sums = {name: table[2 + k] for k, name in enumerate(names)}
+    edge_tokens = {
+        "source": np.repeat(source, table[6]),
+        "target": np.repeat(target, table[6]),
+        "token_id": out[:, 0].astype(np.uint32),
+        "n_pairs": out[:, 1].astype(np.int64),
+        "n_promoted": out[:, 2].astype(np.int64),
+    }
+    following_pairs = {
+        "transitions": pl.DataFrame({"source": source, "target": target, **sums}),
+        "edge_tokens": pl.DataFrame(edge_tokens),
+    }
+    return following_pairs | {"promoted_tokens": _promoted_tokens(sources, nexts)}
+
+
+def _transitions(
+    stream: Stream, sources: Sources, nexts: Nexts, fired: Sources, lags: tuple[int, int]
+) -> NDArray[np.int64]:
+    def fill(state: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+        kernels.fill_transitions(stream, sources, nexts, fired, lags, state, out)
+
+    return _filled(fill, len(sources.starts) - 1, n_columns=7)
+
+
+def _coactivation(stream: Stream, fired: Sources) -> pl.DataFrame:
+    def fill(state: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+        kernels.fill_coactivation(stream, fired, state, out)
+
+    table = _filled(fill, len(fired.starts) - 1, n_columns=3)
+    return _frame(table, ids=("feature_a", "feature_b"), sums=("n_both",))
+
+
+def _promoted_tokens(sources: Sources, nexts: Nexts) -> pl.DataFrame:
+    state, out = np.zeros(2, np.int64), np.empty((4, len(sources.pos)), np.int64)
+    kernels.fill_promoted_tokens(sources, nexts, state, out)
+    table = out[:, : state[1]]
+    return _frame(table, ids=("feature_idx", "token_id"), sums=("n_promoted", "nats"))
+
+
+def _token_features(stream: Stream, token_ids: Any, d_sae: int) -> pl.DataFrame:
+    order = np.argsort(token_ids, kind="stable")
+    fired = _sorted_positions(stream, np.empty(0, np.int64), order, d_sae)
+    state, out = np.zeros(2, np.int64), np.empty((3, len(fired.pos)), np.int64)
+    kernels.fill_token_features(fired, token_ids[order], state, out)
+    return _frame(out[:, : state[1]], ids=("feature_idx", "token_id"), sums=("n_fires",))
+
+
+def _filled(
+    fill: Callable[[NDArray[np.int64], NDArray[np.int64]], None], d_sae: int, *, n_columns: int
+) -> NDArray[np.int64]:
+    def parts() -> Iterator[NDArray[np.int64]]:
+        state = np.zeros(2, np.int64)
+        out = np.empty((n_columns, max(BUFFER_ROWS, d_sae)), np.int64)
+        while state[0] < d_sae:
+            fill(state, out)
+            yield out[:, : state[1]].copy()
+
+    return np.concatenate(list(parts()), axis=1)
+
+
+def _frame(table: Any, *, ids: tuple[str, ...], sums: tuple[str, ...]) -> pl.DataFrame:
+    columns = {name: table[k].astype(np.uint32) for k, name in enumerate(ids)}
+    sums_at = len(ids)
+    columns |= {name: table[sums_at + k].copy() for k, name in enumerate(sums)}
+    return pl.DataFrame(columns)

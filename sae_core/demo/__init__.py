@@ -1,0 +1,1 @@
+"""The embedded default: tokenizer, sample text, and the recipe that made them."""

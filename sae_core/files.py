@@ -1,0 +1,218 @@
+"""Files that appear whole or not at all.
+
+1. Bytes go to a temporary file beside the target, on the same file system.
+2. The file is synced to disk, then renamed over the target, then the folder is synced.
+3. A crash leaves the old file or the new one, and at most a stray `*.tmp`, never half a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from sae_core.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+MAX_JSON_BYTES = 64 << 20  # a manifest of a million shards is 200 MB; ours stay far below
+LOCK_NAME = ".lock"
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file whole: to a temporary name beside it, synced, then renamed.
+
+    Args:
+        path: the final name; its folder is made when missing.
+        write: is called with the temporary path and writes everything there.
+
+    Raises:
+        StoreError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(_why_not_written(path, err)) from err
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes to a file, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_atomic(path, write)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to a file, whole or not at all; newlines stay as they are."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON with sorted keys, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True) + "\n")
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Write a table as zstd Parquet, whole or not at all; equal tables give equal bytes."""
+
+    def write(temporary: Path) -> None:
+        frame.write_parquet(temporary, compression="zstd", compression_level=3)
+
+    write_atomic(path, write)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of bounded size.
+
+    Raises:
+        StoreError: missing, too large, not UTF-8 or not JSON; the message names the file.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise StoreError(f"{path} is over {MAX_JSON_BYTES >> 20} MB, too large to be ours")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise StoreError(f"{path} is missing") from err
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
+        raise StoreError(f"{path} is not readable JSON ({err}); write it again") from err
+    except OSError as err:
+        raise StoreError(f"{path} cannot be read: {err.strerror}") from err
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Read a Parquet table.
+
+    Raises:
+        StoreError: missing, cut or not Parquet; the message names the file.
+    """
+    try:
+        return pl.read_parquet(path, glob=False)
+    except FileNotFoundError as err:
+        raise StoreError(f"{path} is missing") from err
+    except (pl.exceptions.PolarsError, OSError) as err:
+        first = str(err).splitlines()[0] if str(err) else type(err).__name__
+        raise StoreError(f"{path} is not a whole Parquet file ({first})") from err
+
+
+def sha256_of(path: Path) -> str:
+    """Give the sha256 of a file's bytes as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class LockHolder(NamedTuple):
+    """Who holds a lock."""
+
+    pid: int
+    host: str
+
+
+class DirectoryLock:
+    """One writer at a time: a file with the holder's pid and host; a dead holder's is taken over."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK_NAME
+        self.folder = folder
+
+    def __enter__(self) -> DirectoryLock:
+        """Take the lock.
+
+        Raises:
+            StoreError: a living process of this host, or one of another host, holds it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._create()
+        except FileExistsError:
+            self._take_over()
+        except OSError as err:
+            raise StoreError(_why_not_written(self.folder, err)) from err
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the lock back."""
+        self.path.unlink(missing_ok=True)
+
+    def _create(self) -> None:
+        handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with os.fdopen(handle, "w") as file:
+            json.dump(LockHolder(os.getpid(), socket.gethostname())._asdict(), file)
+
+    def _take_over(self) -> None:
+        holder = self._holder()
+        if holder is not None and _lives(holder):
+            raise StoreError(
+                f"{self.folder} is being written by process {holder.pid} on {holder.host}; "
+                f"wait for it, or delete {self.path} if that process is gone"
+            )
+        self.path.unlink(missing_ok=True)
+        self._create()
+
+    def _holder(self) -> LockHolder | None:
+        try:
+            found = json.loads(self.path.read_text())
+            return LockHolder(int(found["pid"]), str(found["host"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _lives(holder: LockHolder) -> bool:
+    if holder.host != socket.gethostname():
+        return True
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return holder.pid != os.getpid()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an operating-system error while reading `path` into one sentence."""
+    try:
+        yield
+    except OSError as err:
+        raise StoreError(f"{path} cannot be read: {err.strerror}") from err
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _why_not_written(path: Path, err: OSError) -> str:
+    if err.errno == errno.ENOSPC:
+        return f"{path} was not written: the disk is full; free some space and run again"
+    if err.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"{path} cannot be written ({err.strerror}); choose another folder with -o"
+    return f"{path} was not written: {err.strerror or err}"

@@ -1,0 +1,368 @@
+"""One pass: text -> model -> dictionary -> a run directory of tokens, features and sums.
+
+1. The texts are planned (names and sizes), and all settings are compared with what the run directory holds.
+2. Documents become windows; a fixed number of windows is a shard; finished shards are never computed again.
+3. For each shard the model runs to the hook point, the dictionary encodes, each firing feature is credited with
+   the nats it gave to the token that really came; tokens and sums are written, then the manifest.
+4. At the end the shards' sums are added up; the same input and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import torch
+
+from sae_core import __version__, statistics
+from sae_core.corpus import plan_documents
+from sae_core.errors import StoreError, StoreMismatchError, TextError
+from sae_core.files import DirectoryLock, sha256_of, write_parquet
+from sae_core.language_model import LanguageModel, check_fits, load_model
+from sae_core.logits import LogitEffects
+from sae_core.run_writer import vocabulary_frame
+from sae_core.sae import SparseAutoencoder, load_sae
+from sae_core.schema import GatherSettings, Shard, TokenTable
+from sae_core.store import (
+    DOCUMENT_SCHEMA,
+    Manifest,
+    is_run,
+    read_manifest,
+    write_manifest,
+    write_tokens,
+)
+from sae_core.window_stream import DocumentRow, WindowRow, batched, iter_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from os import PathLike
+
+    from sae_core.corpus import DocumentPlan
+
+SHARD_WINDOWS = (
+    512  # about 100,000 tokens: a crash loses seconds, and a table of 10^7 tokens has 100 files
+)
+BATCH_WINDOWS = (
+    32  # windows the model reads at once; fixed, so that bytes do not depend on the text's length
+)
+WARM_UP_SHARE = 0.25  # of n_ctx: context is back, and a quarter more work
+PARTS = "parts"
+
+
+@dataclass(frozen=True)
+class GatherResult:
+    """What a gather did."""
+
+    run: Path
+    """The run directory."""
+
+    n_tokens: int
+    """Tokens recorded in it."""
+
+    n_documents: int
+    """Documents in it."""
+
+    n_new_tokens: int
+    """Tokens computed by this call; 0 when it was complete before."""
+
+    notes: dict[str, int]
+    """What was skipped or odd: empty files, duplicates, invalid UTF-8."""
+
+
+def gather(
+    texts: Sequence[str | PathLike[str]],
+    *,
+    out: str | PathLike[str],
+    model: LanguageModel | str | None = None,
+    sae: SparseAutoencoder | str = "A/0",
+    hook_point: str | None = None,
+    max_tokens: int | None = None,
+    held_out: float = 0.2,
+    keep_acts: bool = True,
+    force: bool = False,
+    skip_bad_rows: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> GatherResult:
+    """Read texts with a model and a dictionary into a run directory.
+
+    Args:
+        texts: files, folders, globs or "-".
+        out: the run directory; an unfinished one of the same settings is continued.
+        model: a loaded model, its name or folder; None is the embedded one.
+        sae: a loaded dictionary, its name or folder; "neurons" takes the raw neurons.
+        hook_point: where the dictionary reads; None takes the place it was made for.
+        max_tokens: stop after this many tokens.
+        held_out: share of the documents set aside for scoring, in [0, 1), by hash of their text.
+        keep_acts: write activations beside the sums; automata need them.
+        force: replace a run of other settings.
+        skip_bad_rows: count and skip unreadable rows of JSONL and Parquet inputs.
+        progress: is called with the bytes of text read so far, after each shard.
+
+    Returns:
+        What was done.
+
+    Raises:
+        TextError: nothing to read.
+        ModelError, SaeError: model, dictionary and hook point do not fit.
+        StoreError: `out` is not ours, locked, or of other settings.
+    """
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must be in [0, 1), got {held_out}")
+    plan = plan_documents([str(text) for text in texts], skip_bad_rows=skip_bad_rows)
+    reader = load_model(model) if model is None or isinstance(model, str) else model
+    dictionary = load_sae(sae, model=reader) if isinstance(sae, str) else sae
+    at = check_fits(reader, dictionary, hook_point)
+    settings = GatherSettings(
+        model=reader.name,
+        model_hash=reader.weights_hash,
+        tokenizer_hash=_hash_tokens(reader.vocabulary),
+        sae=dictionary.name,
+        sae_hash=dictionary.weights_hash,
+        hook_point=str(at),
+        d_sae=dictionary.config.d_sae,
+        d_vocab=reader.d_vocab,
+        n_ctx=reader.n_ctx,
+        warm_up=int(reader.n_ctx * WARM_UP_SHARE),
+        held_out=held_out,
+        max_tokens=max_tokens,
+        keep_acts=keep_acts,
+        documents_hash=plan.hash,
+    )
+    run = Path(out)
+    _refuse_foreign(run)
+    with DirectoryLock(run):
+        manifest = _open_manifest(run, settings, force=force)
+        if manifest.complete:
+            return _result(run, manifest, 0)
+        return _Gatherer(run, settings, reader, dictionary, plan).work(manifest, progress)
+
+
+class _Gatherer:
+    """The work on one run: everything that a shard needs, loaded once."""
+
+    def __init__(
+        self,
+        run: Path,
+        settings: GatherSettings,
+        model: LanguageModel,
+        sae: SparseAutoencoder,
+        plan: DocumentPlan,
+    ) -> None:
+        self.run = run
+        self.settings = settings
+        self.model = model
+        self.sae = sae
+        self.plan = plan
+        self.effects = LogitEffects.of(model, sae)
+
+    def work(self, manifest: Manifest, progress: Callable[[int], None] | None) -> GatherResult:
+        """Compute the missing shards, then the sums."""
+        n_before = sum(shard.n_tokens for shard in manifest.shards)
+        windows = self._windows()
+        done = sum(shard.n_windows for shard in manifest.shards)
+        if sum(1 for _ in islice(windows, done)) < done:
+            raise StoreMismatchError(f"{self.run} has more text than the inputs; use --force")
+        for batch in batched(windows, SHARD_WINDOWS):
+            shard = self._shard(f"{len(manifest.shards):05d}", batch)
+            manifest = replace(manifest, shards=(*manifest.shards, shard))
+            write_manifest(self.run, manifest)
+            if progress:
+                progress(self.plan.counts.n_bytes)
+        if not manifest.shards:
+            raise TextError("the inputs hold no text; give files with at least one token")
+        manifest = self._finish(manifest)
+        return _result(self.run, manifest, sum(s.n_tokens for s in manifest.shards) - n_before)
+
+    def _windows(self) -> Iterator[WindowRow]:
+        has_start = self.model.start_token is not None
+        return iter_windows(
+            self.plan.read(),
+            self.model.encode,
+            n_first=self.settings.n_ctx - has_start,
+            n_ctx=self.settings.n_ctx,
+            warm_up=self.settings.warm_up,
+            held_out=self.settings.held_out,
+            max_tokens=self.settings.max_tokens,
+        )
+
+    def _shard(self, name: str, windows: list[WindowRow]) -> Shard:
+        batches = [
+            self._table(windows[at : at + BATCH_WINDOWS])
+            for at in range(0, len(windows), BATCH_WINDOWS)
+        ]
+        table = _concat(batches)
+        part = self.run / PARTS / name
+        shutil.rmtree(part, ignore_errors=True)
+        write_tokens(self.run / f"tokens/{name}.parquet", table, keep_acts=self.settings.keep_acts)
+        held_out = np.array([row.document.held_out for row in windows], dtype=np.bool_)
+        counted = _rows_of(table, ~held_out[table.window_ids - windows[0].window_id])
+        sums = statistics.collect(counted, self.settings.d_sae, self.settings.d_vocab)
+        statistics.save(sums, part / "statistics")
+        write_parquet(part / "documents.parquet", _document_rows(windows, table))
+        files = [self.run / f"tokens/{name}.parquet", *sorted(part.rglob("*.parquet"))]
+        digests = {str(file.relative_to(self.run)): sha256_of(file) for file in files}
+        return Shard(name, len(table.token_ids), len(windows), digests)
+
+    def _table(self, windows: list[WindowRow]) -> TokenTable:
+        start = self.model.start_token
+        ids = np.zeros((BATCH_WINDOWS, self.settings.n_ctx), dtype=np.int64)
+        recorded = np.zeros(ids.shape, dtype=np.bool_)
+        following = np.zeros(ids.shape, dtype=np.int64)
+        has_next = np.zeros(ids.shape, dtype=np.bool_)
+        for at, row in enumerate(windows):
+            lead = int(row.first == 0 and start is not None)
+            n_read = len(row.token_ids)
+            ids[at, :lead] = start
+            ids[at, lead : lead + n_read] = row.token_ids
+            recorded[at, lead + row.n_warm : lead + n_read] = True
+            following[at, lead : lead + n_read - 1] = row.token_ids[1:]
+            has_next[at, lead : lead + n_read - 1] = True
+        with torch.inference_mode():
+            state = self.model.run_to_hook(torch.from_numpy(ids), self.settings.hook_point)
+            kept = torch.from_numpy(recorded)
+            acts = self.sae.encode_sparse(state.acts[kept])
+            scale = self.model.final_scale(state)[kept].numpy()
+        promotions = self.effects.promotions(acts, following[recorded], scale)
+        counts = np.diff(acts.indptr)
+        promotions[np.repeat(~has_next[recorded], counts)] = 0.0
+        return TokenTable(*_columns(windows), acts.indptr, acts.indices, acts.values, promotions)
+
+    def _finish(self, manifest: Manifest) -> Manifest:
+        parts = [self.run / PARTS / shard.name for shard in manifest.shards]
+        documents = _merge_documents([pl.read_parquet(p / "documents.parquet") for p in parts])
+        sums = statistics.merge([statistics.load(part / "statistics") for part in parts])
+        vocabulary = vocabulary_frame(self.model.vocabulary)
+        top = self.effects.top_tokens(vocabulary)
+        shutil.rmtree(self.run / "statistics", ignore_errors=True)
+        statistics.save(sums, self.run / "statistics")
+        write_parquet(self.run / "documents.parquet", documents)
+        write_parquet(self.run / "vocabulary.parquet", vocabulary)
+        write_parquet(self.run / "logit_effects.parquet", top)
+        write_parquet(
+            self.run / "features.parquet", statistics.features_table(sums, vocabulary, top)
+        )
+        tables = [self.run.glob("*.parquet"), (self.run / "statistics").glob("*.parquet")]
+        digests = {
+            str(file.relative_to(self.run)): sha256_of(file)
+            for group in tables
+            for file in sorted(group)
+        }
+        shards = tuple(
+            replace(
+                shard, sha256={k: v for k, v in shard.sha256.items() if k.startswith("tokens/")}
+            )
+            for shard in manifest.shards
+        )
+        notes = self.plan.counts.notes()
+        finished = replace(manifest, shards=shards, files=digests, complete=True, notes=notes)
+        write_manifest(self.run, finished)
+        shutil.rmtree(self.run / PARTS, ignore_errors=True)
+        return finished
+
+
+def _refuse_foreign(run: Path) -> None:
+    if run.exists() and not run.is_dir():
+        raise StoreError(f"{run} is a file; choose a folder with -o")
+    if run.is_dir() and not is_run(run) and any(p.name != ".lock" for p in run.iterdir()):
+        raise StoreError(f"{run} holds files that are no run; choose another folder with -o")
+
+
+def _open_manifest(run: Path, settings: GatherSettings, *, force: bool) -> Manifest:
+    fresh = Manifest(
+        d_sae=settings.d_sae,
+        d_vocab=settings.d_vocab,
+        settings=asdict(settings),
+        complete=False,
+        package_version=__version__,
+    )
+    if is_run(run) and not force:
+        found = read_manifest(run)
+        _compare(run, found.settings, fresh.settings)
+        return found
+    if is_run(run):
+        for path in run.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_manifest(run, fresh)
+    return fresh
+
+
+def _compare(run: Path, found: dict[str, object], wanted: dict[str, object]) -> None:
+    for name, value in wanted.items():
+        if name in {"model", "sae"}:
+            continue  # names are for people; the hashes decide
+        if found.get(name) != value:
+            raise StoreMismatchError(
+                f"{run} was made with {name} {found.get(name)!r}, now {value!r} is asked for; "
+                "choose another folder with -o, or replace it with --force"
+            )
+
+
+def _result(run: Path, manifest: Manifest, n_new: int) -> GatherResult:
+    documents = pl.scan_parquet(run / "documents.parquet").select(pl.len()).collect().item()
+    n_tokens = sum(shard.n_tokens for shard in manifest.shards)
+    return GatherResult(run, n_tokens, documents, n_new, dict(manifest.notes))
+
+
+def _hash_tokens(vocabulary: Sequence[bytes]) -> str:
+    digest = hashlib.sha256()
+    for token in vocabulary:
+        digest.update(len(token).to_bytes(4, "little") + token)
+    return digest.hexdigest()
+
+
+def _columns(windows: list[WindowRow]) -> list[np.ndarray]:
+    def joined(values: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+        return np.concatenate(values).astype(kind)
+
+    sizes = [len(row.token_ids) - row.n_warm for row in windows]
+    return [
+        np.repeat([row.document.doc_id for row in windows], sizes).astype(np.uint32),
+        np.repeat([row.window_id for row in windows], sizes).astype(np.uint32),
+        joined(
+            [row.first + np.arange(row.n_warm, len(row.token_ids)) for row in windows], np.uint32
+        ),
+        joined([row.token_ids[row.n_warm :] for row in windows], np.uint32),
+        joined([row.byte_start[row.n_warm :] for row in windows], np.int64),
+        joined([row.byte_end[row.n_warm :] for row in windows], np.int64),
+    ]
+
+
+def _concat(tables: list[TokenTable]) -> TokenTable:
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(table, name) for table in tables])
+
+    counts = np.concatenate([np.diff(table.indptr) for table in tables])
+    names = [name for name in TokenTable._fields if name != "indptr"]
+    columns = {name: joined(name) for name in names}
+    return TokenTable(indptr=np.concatenate(([0], np.cumsum(counts))), **columns)
+
+
+def _rows_of(table: TokenTable, keep: np.ndarray) -> TokenTable:
+    counts = np.diff(table.indptr)
+    entries = np.repeat(keep, counts)
+    columns = [column[keep] for column in table[:6]]
+    lists = [values[entries] for values in table[7:]]
+    return TokenTable(*columns, np.concatenate(([0], np.cumsum(counts[keep]))), *lists)
+
+
+def _document_rows(windows: list[WindowRow], table: TokenTable) -> pl.DataFrame:
+    n_tokens = Counter(table.doc_ids.tolist())
+    rows: dict[int, DocumentRow] = {row.document.doc_id: row.document for row in windows}
+    records = [row._asdict() | {"n_tokens": n_tokens[key]} for key, row in rows.items()]
+    return pl.DataFrame(records, schema=DOCUMENT_SCHEMA)
+
+
+def _merge_documents(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    order = list(DOCUMENT_SCHEMA)
+    others = [name for name in order if name not in {"doc_id", "n_tokens"}]
+    merged = pl.concat(parts).group_by("doc_id", maintain_order=True)
+    firsts = [pl.col(name).first() for name in others]
+    return merged.agg(*firsts, pl.col("n_tokens").sum()).select(order).sort("doc_id")

@@ -1,0 +1,368 @@
+"""Sparse autoencoders: model activations in, a few active features out, and back.
+
+encode:  acts = sparsify(relu((x - b_dec) @ W_enc + b_enc))      decode:  x_hat = acts @ W_dec +
+b_dec
+
+`topk` keeps the k largest of each token (ties to the lowest feature id), `relu` keeps all,
+`jumprelu` those above a threshold of their own; `identity` is the raw neurons taken as a
+dictionary, the baseline of every score. A folder in the layout of SAELens (cfg.json +
+sae_weights.safetensors) is read and written.
+
+Source: Bricken et al. 2023 (relu); Gao et al. 2024 (topk); Rajamanoharan et al. 2024 (jumprelu).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sae_core.bounded import read_json
+from sae_core.errors import SaeError
+from sae_core.files import write_json
+from sae_core.language_model import hash_weights
+from sae_core.schema import SparseActs
+from sae_core.tensors import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_core.language_model import LanguageModel
+    from sae_core.schema import HookPoint
+
+ACTIVATIONS = ("topk", "relu", "jumprelu", "identity")
+NEURONS = "neurons"
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+EMBEDDED = Path(__file__).parent / "demo" / "sae"
+_ARCHITECTURES = {"topk": "topk", "standard": "relu", "jumprelu": "jumprelu"}
+
+
+@dataclass(frozen=True)
+class SaeConfig:
+    """What a dictionary is, beside its weights."""
+
+    d_in: int
+    """Width of the activations it reads."""
+
+    d_sae: int
+    """Number of features."""
+
+    activation: str
+    """`topk`, `relu`, `jumprelu` or `identity`."""
+
+    k: int | None = None
+    """Features active on a token at most; given for `topk` and only for it."""
+
+    apply_b_dec_to_input: bool = True
+    """Whether b_dec is subtracted from the input before encoding."""
+
+    rescale_by_decoder_norm: bool = False
+    """Whether `topk` ranks acts times the norm of their decoder row (SAELens' option)."""
+
+    hook_point: str = "blocks.0.mlp.hook_post"
+    """Where in the model it reads."""
+
+    model_hash: str = ""
+    """Hash of the model it was trained on; empty when not known."""
+
+    seed: int | None = None
+    """Seed of its training; None when not known."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            ValueError: a size is below 1, the activation is unknown, or k does not go with it.
+        """
+        if self.d_in < 1 or self.d_sae < 1:
+            raise ValueError(f"d_in and d_sae must be >= 1, got {self.d_in} and {self.d_sae}")
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation must be one of {known}, got {self.activation!r}")
+        if (self.activation == "topk") != (self.k is not None):
+            raise ValueError(f"k belongs to topk; got k {self.k} with {self.activation}")
+        if self.k is not None and not 1 <= self.k <= self.d_sae:
+            raise ValueError(f"k must be in 1..d_sae = {self.d_sae}, got {self.k}")
+        if self.activation == "identity" and self.d_in != self.d_sae:
+            raise ValueError(f"identity needs d_in = d_sae, got {self.d_in} and {self.d_sae}")
+
+
+class SparseAutoencoder(nn.Module):
+    """A dictionary of features; all weights float32."""
+
+    def __init__(self, config: SaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.name = config.activation
+        self.W_enc = nn.Parameter(torch.zeros(config.d_in, config.d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        if config.activation == "jumprelu":
+            self.threshold = nn.Parameter(torch.zeros(config.d_sae))
+
+    @classmethod
+    def neurons(
+        cls, d_mlp: int, *, hook_point: str = "blocks.0.mlp.hook_post"
+    ) -> SparseAutoencoder:
+        """Give the raw neurons as a dictionary: feature i is neuron i.
+
+        Args:
+            d_mlp: number of neurons.
+            hook_point: where they are read.
+
+        Returns:
+            A dictionary that changes nothing (of activations >= 0).
+        """
+        sae = cls(SaeConfig(d_mlp, d_mlp, "identity", hook_point=hook_point))
+        sae.name = NEURONS
+        with torch.no_grad():
+            sae.W_enc.copy_(torch.eye(d_mlp))
+            sae.W_dec.copy_(torch.eye(d_mlp))
+        return sae.eval()
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations it reads."""
+        return self.config.d_in
+
+    @property
+    def hook_point(self) -> str:
+        """Where in the model it reads."""
+        return self.config.hook_point
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 over settings and weights, the same on every machine."""
+        return hashlib.sha256(f"{self.config} {hash_weights(self)}".encode()).hexdigest()
+
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """Give the hidden layer before its non-linearity: (..., d_in) to (..., d_sae)."""
+        centred = x - self.b_dec if self.config.apply_b_dec_to_input else x
+        return centred @ self.W_enc + self.b_enc
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Give the features' activations.
+
+        Args:
+            x: (..., d_in) activations of the model.
+
+        Returns:
+            (..., d_sae) >= 0; a feature fires where it is > 0.
+        """
+        if self.config.activation == "identity":
+            return torch.relu(x)
+        pre_acts = self.pre_acts(x)
+        if self.config.activation == "jumprelu":
+            return torch.relu(pre_acts) * (pre_acts > self.threshold)
+        acts = torch.relu(pre_acts)
+        if self.config.k is None:
+            return acts
+        if self.config.rescale_by_decoder_norm:
+            norms = self.W_dec.norm(dim=1)
+            return acts * top_k_mask(acts * norms, self.config.k)
+        return acts * top_k_mask(acts, self.config.k)
+
+    def encode_sparse(self, x: Tensor) -> SparseActs:
+        """Give the active features of each token.
+
+        Args:
+            x: (n_tokens, d_in) activations of the model.
+
+        Returns:
+            CSR rows, one a token, feature ids ascending, activations > 0.
+        """
+        with torch.no_grad():
+            return to_sparse(self.encode(x))
+
+    def decode(self, acts: Tensor) -> Tensor:
+        """Give the reconstruction: (..., d_sae) to (..., d_in)."""
+        if self.config.activation == "identity":
+            return acts
+        return acts @ self.W_dec + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode and decode: (..., d_in) in and out."""
+        return self.decode(self.encode(x))
+
+
+def save_sae(sae: SparseAutoencoder, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a dictionary in the layout of SAELens: sae_weights.safetensors, then cfg.json.
+
+    Args:
+        sae: what to save; `identity` is written as the `standard` dictionary that it equals.
+        folder: made when it is not there.
+        dtype: float32, or float16 for half the size; read back as float32 either way.
+    """
+    config = sae.config
+    architecture = {"relu": "standard", "identity": "standard"}
+    fields: dict[str, Any] = {
+        "architecture": architecture.get(config.activation, config.activation),
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": config.apply_b_dec_to_input,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "hook_name": config.hook_point,
+            "model_hash": config.model_hash,
+            "seed": config.seed,
+        },
+    }
+    if config.k is not None:
+        fields |= {"k": config.k, "rescale_acts_by_decoder_norm": config.rescale_by_decoder_norm}
+    write_tensors(folder / WEIGHTS_FILE, sae.state_dict(), dtype=dtype)
+    write_json(folder / CONFIG_FILE, fields)
+
+
+def load_sae(
+    name_or_dir: str | Path,
+    *,
+    model: LanguageModel | None = None,
+    hook_point: str | HookPoint | None = None,
+) -> SparseAutoencoder:
+    """Read a dictionary by name or from a folder in the layout of SAELens.
+
+    Args:
+        name_or_dir: an embedded one (`A/0`), `neurons`, or a folder with cfg.json and
+            sae_weights.safetensors.
+        model: whose neurons are meant; needed for `neurons` only.
+        hook_point: where those neurons are; None takes the model's first.
+
+    Returns:
+        The dictionary on the CPU, in evaluation mode.
+
+    Raises:
+        SaeError: there is none of that name, a setting is unknown, or a tensor is missing, extra,
+            wrongly shaped or not finite.
+        ValueError: `neurons` is asked for without a model.
+    """
+    if str(name_or_dir) == NEURONS:
+        if model is None:
+            raise ValueError("the neurons of which model? give model")
+        at = str(hook_point or model.hook_points[0])
+        return SparseAutoencoder.neurons(model.width(at), hook_point=at)
+    folder = _find(name_or_dir)
+    config = _read_config(folder / CONFIG_FILE)
+    sae = SparseAutoencoder(config)
+    shapes = {name: tuple(weight.shape) for name, weight in sae.state_dict().items()}
+    sae.load_state_dict(read_tensors(folder / WEIGHTS_FILE, shapes, SaeError))
+    sae.name = str(name_or_dir)
+    return sae.requires_grad_(requires_grad=False).eval()
+
+
+def embedded_saes() -> list[str]:
+    """List the names of the dictionaries that the package ships, e.g. `A/0`."""
+    return sorted(path.parent.name.replace("-", "/") for path in EMBEDDED.glob(f"*/{CONFIG_FILE}"))
+
+
+def top_k_mask(acts: Tensor, k: int) -> Tensor:
+    """Mark the k largest positive values of each row; equal values go to the lowest feature id.
+
+    Args:
+        acts: (..., d_sae) values >= 0.
+        k: values to keep, 1 <= k <= d_sae.
+
+    Returns:
+        (..., d_sae) bool.
+
+    Example:
+        >>> top_k_mask(torch.tensor([[3.0, 1.0, 3.0, 3.0, 0.0]]), 2).tolist()
+        [[True, False, True, False, False]]
+    """
+    rows = acts.reshape(-1, acts.shape[-1])
+    kth = rows.topk(k, dim=-1, sorted=True).values[:, -1:]  # (n, 1)
+    mask = (rows >= kth) & (rows > 0)
+    tied = mask.sum(dim=-1) > k
+    if bool(tied.any()):
+        above = rows[tied] > kth[tied]
+        equal = rows[tied] == kth[tied]
+        room = k - above.sum(dim=-1, keepdim=True)
+        mask[tied] = above | (equal & (equal.cumsum(dim=-1) <= room))
+    return mask.view(acts.shape)
+
+
+def to_sparse(acts: Tensor) -> SparseActs:
+    """Compress dense activations by token.
+
+    Args:
+        acts: (n_tokens, d_sae) >= 0.
+
+    Returns:
+        CSR rows, feature ids ascending, only values > 0.
+
+    Example:
+        >>> to_sparse(torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 3.0]])).indices.tolist()
+        [1, 0, 1]
+    """
+    dense = acts.detach().cpu().numpy()
+    token, feature = np.nonzero(dense > 0)
+    indptr = np.zeros(len(dense) + 1, np.int64)
+    np.cumsum(np.bincount(token, minlength=len(dense)), out=indptr[1:])
+    return SparseActs(indptr, feature.astype(np.uint32), dense[token, feature].astype(np.float32))
+
+
+def _find(name_or_dir: str | Path) -> Path:
+    name = str(name_or_dir)
+    if name in embedded_saes():
+        return EMBEDDED / name.replace("/", "-")
+    folder = Path(name_or_dir)
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    raise SaeError(
+        f"there is no SAE {name!r}: it is not an embedded one "
+        f"({', '.join([*embedded_saes(), NEURONS])}), and "
+        f"{folder / CONFIG_FILE} is not a file; give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+    )
+
+
+def _read_config(path: Path) -> SaeConfig:
+    fields = read_json(path, SaeError)
+    architecture = fields.get("architecture", "standard")
+    arguments = fields.get("activation_fn_kwargs") or {}  # flat files, before SAELens 6.0
+    k = fields.get("k", arguments.get("k") if isinstance(arguments, dict) else None)
+    if architecture == "standard" and fields.get("activation_fn_str") == "topk":
+        architecture = "topk"
+    if architecture not in _ARCHITECTURES:
+        raise SaeError(
+            f"{path}: architecture {architecture!r} is not known; known are "
+            f"{', '.join(_ARCHITECTURES)}"
+        )
+    for name in ("normalize_activations", "reshape_activations"):
+        if fields.get(name, "none") not in {"none", False, "expected_average_only_in"}:
+            raise SaeError(
+                f"{path}: {name} is {fields[name]!r}; only 'none' can be applied; fold it into "
+                "the weights first"
+            )
+    metadata = fields.get("metadata")
+    known = metadata if isinstance(metadata, dict) else {}
+    hook_point = known.get("hook_name") or fields.get("hook_name") or fields.get("hook_point")
+    try:
+        return SaeConfig(
+            d_in=_size(fields, "d_in"),
+            d_sae=_size(fields, "d_sae"),
+            activation=_ARCHITECTURES[architecture],
+            k=k if architecture == "topk" else None,
+            apply_b_dec_to_input=bool(fields.get("apply_b_dec_to_input", True)),
+            rescale_by_decoder_norm=bool(fields.get("rescale_acts_by_decoder_norm", False)),
+            hook_point=str(hook_point or SaeConfig.hook_point),
+            model_hash=str(known.get("model_hash", "")),
+            seed=known.get("seed"),
+        )
+    except (TypeError, ValueError) as err:
+        raise SaeError(f"{path}: {err}") from err
+
+
+def _size(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if type(value) is not int or not 1 <= value < 1 << 24:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    return value

@@ -1,0 +1,348 @@
+"""Mergeable sums: how often features fire, follow each other, promote what came, and on which tokens.
+
+1. Cut the tokens at window ends into blocks of bounded size; no pair crosses a window.
+2. Count each block exactly: counts as int64, nats and activations as int64 fixed point (2^-20).
+3. Add the blocks. Sums of integers do not depend on order, threads or machines: same text, same bytes.
+
+Files under `statistics/`, each sorted by its key columns, all read by any Parquet reader:
+
+| file | columns |
+|---|---|
+| totals.parquet | d_sae, d_vocab, n_tokens, n_pairs, n_lag_pairs, promotion_threshold, nats_unit; one row |
+| features.parquet | feature_idx, n_fires, n_source, n_target, act_sum, act_max, n_promoted_source |
+| transitions.parquet | source, target, n_pairs, n_promoted, nats, n_lagged (a row may have only lagged pairs) |
+| edge_tokens.parquet | source, target, token_id (the one at p + 1), n_pairs, n_promoted |
+| coactivation.parquet | feature_a < feature_b, n_both |
+| token_features.parquet | feature_idx, token_id (the one it fires on), n_fires |
+| token_counts.parquet | token_id, n_tokens |
+| promoted_tokens.parquet | feature_idx, token_id, n_promoted, nats |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from sae_core.counting import count_block, find_blocks
+from sae_core.errors import StoreError, StoreMismatchError
+from sae_core.files import read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from sae_core.schema import TokenTable
+
+NATS_UNIT = 2**20  # one nat, or one unit of activation, in fixed point: exact sums up to 8.8e12
+PROMOTION_THRESHOLD = 0.1  # nats; a token 10 % likelier than without the feature
+MIN_LAG, MAX_LAG = 5, 20  # tokens: past a phrase, within its topic
+LISTED_TOKENS = 10  # tokens named in each column of features.parquet
+LABEL_TOKENS = 3  # tokens that still read as a phrase
+LABEL_MASS = 0.3  # a label of tokens that make up less of the firings would mislead
+_KEYS = {
+    "transitions": ["source", "target"],
+    "edge_tokens": ["source", "target", "token_id"],
+    "coactivation": ["feature_a", "feature_b"],
+    "token_features": ["feature_idx", "token_id"],
+    "promoted_tokens": ["feature_idx", "token_id"],
+}
+_SUMS = {
+    "transitions": ["n_pairs", "n_promoted", "nats", "n_lagged"],
+    "edge_tokens": ["n_pairs", "n_promoted"],
+    "coactivation": ["n_both"],
+    "token_features": ["n_fires"],
+    "promoted_tokens": ["n_promoted", "nats"],
+}
+_PER_FEATURE = ["n_fires", "n_source", "n_target", "act_sum", "act_max", "n_promoted_source"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over a token stream that add up over its parts; see the module's table of files."""
+
+    n_tokens: int
+    """Tokens seen."""
+
+    n_pairs: int
+    """Positions p with a successor p + 1 in the same document and window."""
+
+    n_lag_pairs: int
+    """Pairs (p, p + lag) in one window, summed over the lags 5..20."""
+
+    n_fires: NDArray[np.int64]
+    """(d_sae,) tokens on which each feature fires."""
+
+    n_source: NDArray[np.int64]
+    """(d_sae,) of those, tokens with a successor."""
+
+    n_target: NDArray[np.int64]
+    """(d_sae,) of those, tokens with a predecessor."""
+
+    act_sum: NDArray[np.int64]
+    """(d_sae,) sum of activations, units of 2^-20."""
+
+    act_max: NDArray[np.float32]
+    """(d_sae,) largest activation."""
+
+    n_promoted_source: NDArray[np.int64]
+    """(d_sae,) positions where the feature promotes the token that comes by more than the threshold."""
+
+    token_counts: NDArray[np.int64]
+    """(d_vocab,) occurrences of each token."""
+
+    transitions: pl.DataFrame
+    edge_tokens: pl.DataFrame
+    coactivation: pl.DataFrame
+    token_features: pl.DataFrame
+    promoted_tokens: pl.DataFrame
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return len(self.n_fires)
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of vocabulary entries."""
+        return len(self.token_counts)
+
+
+def collect(tokens: TokenTable, d_sae: int, d_vocab: int) -> Statistics:
+    """Count a token stream.
+
+    Args:
+        tokens: in text order.
+        d_sae: number of features.
+        d_vocab: number of vocabulary entries.
+
+    Returns:
+        Sums that are equal to those of the stream's parts, cut at any window end, merged.
+
+    Raises:
+        StoreError: an id is out of range, a token's features do not ascend, an activation is not
+            above 0, or a number is not finite; the token is named.
+    """
+    blocks = find_blocks(tokens)
+    parts = [_statistics_of(tokens, block, d_sae, d_vocab) for block in blocks]
+    return merge(parts)
+
+
+def merge(parts: list[Statistics]) -> Statistics:
+    """Add up the sums of disjoint parts, exactly and in any order.
+
+    Raises:
+        ValueError: there are no parts.
+        StoreMismatchError: parts differ in d_sae or d_vocab.
+    """
+    if not parts:
+        raise ValueError("merge needs at least one part, got none")
+    for part in parts[1:]:
+        if (part.d_sae, part.d_vocab) != (parts[0].d_sae, parts[0].d_vocab):
+            raise StoreMismatchError(
+                f"one part has {part.d_sae} features and {part.d_vocab} tokens, another "
+                f"{parts[0].d_sae} and {parts[0].d_vocab}; merge runs of one model and SAE"
+            )
+    if len(parts) == 1:
+        return parts[0]
+    merged: dict[str, Any] = {}
+    for name in (field.name for field in fields(Statistics)):
+        merged[name] = _merged_field(name, [getattr(part, name) for part in parts])
+    return Statistics(**merged)
+
+
+def save(statistics: Statistics, folder: Path) -> None:
+    """Write the sums to Parquet files in `folder`, each whole or not at all; equal sums give equal bytes."""
+    for name, frame in _frames(statistics).items():
+        write_parquet(folder / f"{name}.parquet", frame.rechunk())
+
+
+def load(folder: Path) -> Statistics:
+    """Read sums written by `save`.
+
+    Raises:
+        StoreError: a file is missing or damaged, or was made with another threshold.
+    """
+    total = read_parquet(folder / "totals.parquet").row(0, named=True)
+    if (total["promotion_threshold"], total["nats_unit"]) != (PROMOTION_THRESHOLD, NATS_UNIT):
+        raise StoreError(
+            f"{folder}/totals.parquet was made with a promotion threshold of "
+            f"{total['promotion_threshold']} nats in units of 1/{total['nats_unit']}, this program "
+            f"counts with {PROMOTION_THRESHOLD} and 1/{NATS_UNIT}; gather again"
+        )
+    per_feature = read_parquet(folder / "features.parquet")
+    columns: dict[str, Any] = {name: per_feature[name].to_numpy() for name in _PER_FEATURE}
+    tables: dict[str, Any] = {name: read_parquet(folder / f"{name}.parquet") for name in _KEYS}
+    return Statistics(
+        n_tokens=total["n_tokens"],
+        n_pairs=total["n_pairs"],
+        n_lag_pairs=total["n_lag_pairs"],
+        token_counts=read_parquet(folder / "token_counts.parquet")["n_tokens"].to_numpy(),
+        **columns,
+        **tables,
+    )
+
+
+def is_saved(folder: Path) -> bool:
+    """Say whether `folder` holds every file that `load` reads."""
+    names = ["totals", "features", "token_counts", *_KEYS]
+    return all((folder / f"{name}.parquet").is_file() for name in names)
+
+
+def features_table(
+    statistics: Statistics, vocabulary: pl.DataFrame, logit_effects: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """Describe each feature: how often and how strongly it fires, on which tokens, what it promotes.
+
+    Args:
+        statistics: sums of the run.
+        vocabulary: token_id, token_bytes, token_str.
+        logit_effects: feature_idx, token_id, token_str, nats_per_unit; without it, the tokens that
+            came and were promoted stand in, and none are known to be suppressed.
+
+    Returns:
+        One row a feature: feature_idx, n_fires, n_tokens, density, mean_act, max_act, top_tokens,
+        promoted_tokens, suppressed_tokens (lists of token_str, best first), label.
+    """
+    n_fires = statistics.n_fires
+    act_sum = statistics.act_sum / NATS_UNIT
+    columns = {
+        "feature_idx": np.arange(statistics.d_sae, dtype=np.uint32),
+        "n_fires": n_fires,
+        "n_tokens": np.full(statistics.d_sae, statistics.n_tokens, np.int64),
+        "density": n_fires / max(statistics.n_tokens, 1),
+        "mean_act": act_sum / np.maximum(n_fires, 1),
+        "max_act": statistics.act_max,
+    }
+    top = _best_tokens(statistics.token_features, "n_fires", "top_tokens", vocabulary)
+    mass = statistics.token_features.group_by("feature_idx").agg(
+        (pl.col("n_fires").top_k(LABEL_TOKENS).sum() / pl.col("n_fires").sum()).alias("mass")
+    )
+    frame = pl.DataFrame(columns)
+    for table in (top, mass, *_effect_tokens(statistics, vocabulary, logit_effects)):
+        frame = frame.join(table, on="feature_idx", how="left", maintain_order="left")
+    lists = pl.col("top_tokens", "promoted_tokens", "suppressed_tokens").fill_null([])
+    labels = [
+        label_of(tokens or [], mass or 0.0)
+        for tokens, mass in frame.select("top_tokens", "mass").rows()
+    ]
+    return frame.with_columns(lists, pl.Series("label", labels, pl.String)).drop("mass")
+
+
+def label_of(top_tokens: list[str], mass: float) -> str:
+    """Name a feature by the tokens it fires on most.
+
+    Args:
+        top_tokens: printable tokens, most frequent first.
+        mass: share of its firings on the first three, in [0, 1].
+
+    Example:
+        >>> label_of([" class", " href", " id", " src"], 0.8)
+        '` class`, ` href`, ` id`'
+        >>> label_of([" the", " a", " of", " in"], 0.1)
+        'many tokens: ` the`, ` a`, ` of`, ...'
+    """
+    if not top_tokens:
+        return "never fires"
+    shown = ", ".join(f"`{token}`" for token in top_tokens[:LABEL_TOKENS])
+    return shown if mass >= LABEL_MASS else f"many tokens: {shown}, ..."
+
+
+def empty_statistics(d_sae: int, d_vocab: int) -> Statistics:
+    """Give the sums over no text."""
+    zeros: dict[str, Any] = {name: np.zeros(d_sae, np.int64) for name in _PER_FEATURE}
+    zeros["act_max"] = np.zeros(d_sae, np.float32)
+    frames: dict[str, Any] = {name: _empty_frame(name) for name in _KEYS}
+    counts = np.zeros(d_vocab, np.int64)
+    return Statistics(n_tokens=0, n_pairs=0, n_lag_pairs=0, token_counts=counts, **zeros, **frames)
+
+
+def _empty_frame(name: str) -> pl.DataFrame:
+    kinds = dict.fromkeys(_KEYS[name], pl.UInt32) | dict.fromkeys(_SUMS[name], pl.Int64)
+    return pl.DataFrame(schema=kinds)
+
+
+def _statistics_of(tokens: TokenTable, block: slice, d_sae: int, d_vocab: int) -> Statistics:
+    if block.stop == block.start:
+        return empty_statistics(d_sae, d_vocab)
+    counted = count_block(
+        tokens,
+        block,
+        d_sae=d_sae,
+        d_vocab=d_vocab,
+        lags=(MIN_LAG, MAX_LAG),
+        threshold=PROMOTION_THRESHOLD,
+        unit=NATS_UNIT,
+    )
+    for name in _KEYS:
+        counted[name] = counted[name].select(_empty_frame(name).columns)
+    return Statistics(**counted)
+
+
+def _merged_field(name: str, values: list[Any]) -> Any:
+    if name in _KEYS:
+        total = pl.concat(values).group_by(_KEYS[name]).agg(pl.col(_SUMS[name]).sum())
+        return total.sort(_KEYS[name])
+    if name == "act_max":
+        return reduce(np.maximum, values)
+    return reduce(lambda a, b: a + b, values)
+
+
+def _best_tokens(
+    frame: pl.DataFrame, by: str, name: str, vocabulary: pl.DataFrame, *, descending: bool = True
+) -> pl.DataFrame:
+    best = frame.sort(
+        ["feature_idx", by, "token_id"], descending=[False, descending, False]
+    ).select("feature_idx", "token_id")
+    kept = best.group_by("feature_idx", maintain_order=True).head(LISTED_TOKENS)
+    words = kept.join(
+        vocabulary.select("token_id", "token_str"), on="token_id", how="left", maintain_order="left"
+    )
+    return words.group_by("feature_idx", maintain_order=True).agg(pl.col("token_str").alias(name))
+
+
+def _effect_tokens(
+    statistics: Statistics, vocabulary: pl.DataFrame, logit_effects: pl.DataFrame | None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    if logit_effects is None:
+        promoted = statistics.promoted_tokens
+        none = promoted.clear()
+        return (
+            _best_tokens(promoted, "nats", "promoted_tokens", vocabulary),
+            _best_tokens(none, "nats", "suppressed_tokens", vocabulary),
+        )
+    effects = logit_effects.cast({"feature_idx": pl.UInt32, "token_id": pl.UInt32})
+    up, down = (pl.col("nats_per_unit") > 0), (pl.col("nats_per_unit") < 0)
+    by = "nats_per_unit"
+    return (
+        _best_tokens(effects.filter(up), by, "promoted_tokens", vocabulary),
+        _best_tokens(effects.filter(down), by, "suppressed_tokens", vocabulary, descending=False),
+    )
+
+
+def _frames(statistics: Statistics) -> dict[str, pl.DataFrame]:
+    frames = {name: getattr(statistics, name) for name in _KEYS}
+    totals = {
+        "d_sae": statistics.d_sae,
+        "d_vocab": statistics.d_vocab,
+        "n_tokens": statistics.n_tokens,
+        "n_pairs": statistics.n_pairs,
+        "n_lag_pairs": statistics.n_lag_pairs,
+        "promotion_threshold": PROMOTION_THRESHOLD,
+        "nats_unit": NATS_UNIT,
+    }
+    per_feature = pl.DataFrame({name: getattr(statistics, name) for name in _PER_FEATURE})
+    ids = pl.Series("feature_idx", np.arange(statistics.d_sae, dtype=np.uint32))
+    tokens = {
+        "token_id": np.arange(statistics.d_vocab, dtype=np.uint32),
+        "n_tokens": statistics.token_counts,
+    }
+    return frames | {
+        "totals": pl.DataFrame([totals]),
+        "features": per_feature.insert_column(0, ids),
+        "token_counts": pl.DataFrame(tokens),
+    }

@@ -1,0 +1,396 @@
+"""Train a TopK dictionary on a model's activations, so that a killed run goes on where it was.
+
+1. Activations are scaled to unit mean squared distance from their mean, so that one learning rate
+   fits all models; the scale is folded back into the weights at the end.
+2. Decoder rows start as random unit vectors, the encoder as their transpose, b_dec at the geometric
+   median.
+3. Each step: reconstruct a batch through the k largest features; features that have been silent for
+   long learn to reconstruct what is missing (the auxiliary loss), so that they come back to life.
+4. Adam; before a step the gradient along each decoder row is removed, after it the rows have unit
+   norm again.
+5. From a model: blocks of windows, spread over the whole text, are run to the hook point and their
+   activations shuffled, so that a batch mixes hundreds of contexts; block b depends on the seed and
+   b alone.
+
+Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders"; Bricken et al. 2023 (b_dec,
+unit rows).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from sae_core.activations import (
+    ActivationSource,
+    ArraySource,
+    IteratorSource,
+    ModelSource,
+    geometric_median,
+    unit_scale,
+)
+from sae_core.errors import SaeError
+from sae_core.files import sha256_of
+from sae_core.sae import SaeConfig, SparseAutoencoder, save_sae
+from sae_core.token_file import read_token_ids
+from sae_core.training import (
+    Progress,
+    load_checkpoint,
+    refuse_divergence,
+    save_checkpoint,
+    to_stderr,
+    trapezoid,
+)
+from sae_core.transformer import WEIGHTS_FILE, load_transformer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+AUX_COEFFICIENT = 1 / 32  # Gao et al. 2024, section A.2
+ADAM_BETAS = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class TrainSaeConfig:
+    """Everything that decides the dictionary, beside model and text."""
+
+    d_in: int
+    """Width of the activations."""
+
+    d_sae: int
+    """Number of features."""
+
+    k: int
+    """Features active on a token."""
+
+    n_activations: int
+    """Activations to train on; repeats the data when they are fewer."""
+
+    batch_size: int = 4096
+    """Activations a step."""
+
+    lr: float = 1e-3
+    """Adam's learning rate on the plateau."""
+
+    warm_up_steps: int = 200
+    """Steps of linear rise from 0 to lr."""
+
+    decay_share: float = 0.2
+    """Last share of the steps, over which the rate falls linearly to 0, in (0, 1]."""
+
+    dead_after: int = 1_000_000
+    """Activations without firing after which a feature takes part in the auxiliary loss."""
+
+    k_aux: int = 256
+    """Silent features that reconstruct the error of a token; Gao et al. take d_in / 2."""
+
+    seed: int = 0
+    """Seed of weights and order."""
+
+    precision: str = "bfloat16"
+    """`float32`, or `bfloat16` for the matrix products (weights and sums stay float32)."""
+
+    hook_point: str = "blocks.0.mlp.hook_post"
+    """Where the activations are from."""
+
+    block_windows: int = 512
+    """Windows whose activations are shuffled together (512 x 256 x 512 float32 are 268 MB)."""
+
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+
+    record_every: int = 250
+    """Steps between rows of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot train.
+
+        Raises:
+            ValueError: a number is out of its range, or the precision is unknown.
+        """
+        SaeConfig(self.d_in, self.d_sae, "topk", self.k)
+        for name in ("batch_size", "dead_after", "k_aux", "block_windows", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.n_steps < 1 or self.record_every < 1:
+            raise ValueError(
+                f"n_activations must be at least one batch of {self.batch_size}, got "
+                f"{self.n_activations}"
+            )
+        if not (self.lr > 0 and 0 < self.decay_share <= 1 and self.warm_up_steps >= 0):
+            raise ValueError("lr must be > 0, decay_share in (0, 1], warm_up_steps >= 0")
+        if self.precision not in {"float32", "bfloat16"}:
+            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}")
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.n_activations // self.batch_size
+
+
+class TrainingResult(NamedTuple):
+    """A trained dictionary and how it went."""
+
+    sae: SparseAutoencoder
+    """The final weights, in the units of the model's activations."""
+
+    metrics: list[dict[str, float]]
+    """One row now and then: step, n_activations, fvu, l0, n_dead, lr, activations_per_s."""
+
+
+def train_sae(
+    activations: NDArray[np.float32] | Iterator[NDArray[np.float32]],
+    config: TrainSaeConfig,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> TrainingResult:
+    """Train a TopK dictionary on activations in memory, or on an iterator of batches.
+
+    Args:
+        activations: (n, d_in) float32, or an iterator of such batches, of which each is one step.
+        config: all settings.
+        progress: is told one line now and then; None is silent.
+
+    Returns:
+        The dictionary and its curve.
+
+    Raises:
+        SaeError: the activations have another width, are not finite or are too few, or training
+            diverges.
+    """
+    source: ActivationSource
+    if isinstance(activations, np.ndarray):
+        if len(activations) == 0:
+            raise SaeError("there are no activations to train on; give at least one batch")
+        source = ArraySource(activations, batch_size=config.batch_size, seed=config.seed)
+    else:
+        source = IteratorSource(iter(activations))
+    trainer = _Trainer(source, config, None, {}, progress or (lambda _: None))
+    trainer.train()
+    return TrainingResult(trainer.finished(""), trainer.metrics)
+
+
+def train_sae_on_model(
+    model_dir: Path,
+    train_bin: Path,
+    out_dir: Path,
+    config: TrainSaeConfig,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> TrainingResult:
+    """Train a TopK dictionary on a model's activations, or go on from the checkpoint in `out_dir`.
+
+    Args:
+        model_dir: a folder written by `train_model`.
+        train_bin: uint16 token ids; documents start with id 0.
+        out_dir: gets checkpoint.safetensors and metrics.jsonl, and at the end cfg.json and
+            sae_weights.safetensors.
+        config: all settings.
+        progress: is told one line now and then; None writes to stderr.
+
+    Returns:
+        The dictionary and its curve.
+
+    Raises:
+        SaeError: the widths differ, the checkpoint was made with other settings, or training
+            diverges.
+        ModelError: the model or the token file is unusable.
+    """
+    model = load_transformer(model_dir)
+    if config.d_in != model.config.d_mlp:
+        raise SaeError(
+            f"d_in is {config.d_in}, but {config.hook_point} of {model_dir} is "
+            f"{model.config.d_mlp} wide"
+        )
+    layer = int(config.hook_point.split(".")[1])
+    sizes = model.config
+    source = ModelSource(
+        model,
+        read_token_ids(train_bin, n_ctx=sizes.n_ctx, d_vocab=sizes.d_vocab),
+        layer=layer,
+        batch_size=config.batch_size,
+        block_windows=config.block_windows,
+        seed=config.seed,
+    )
+    model_sha256 = sha256_of(model_dir / WEIGHTS_FILE)
+    origin = {"model_sha256": model_sha256, "train_sha256": sha256_of(train_bin)}
+    trainer = _Trainer(source, config, out_dir, origin, progress or to_stderr)
+    trainer.resume()
+    trainer.train()
+    sae = trainer.finished(model_sha256[:16])
+    save_sae(sae, out_dir)
+    return TrainingResult(sae, trainer.metrics)
+
+
+class _Trainer:
+    """A dictionary in training: weights in scaled units, optimiser, silence counters."""
+
+    def __init__(
+        self,
+        source: ActivationSource,
+        config: TrainSaeConfig,
+        out_dir: Path | None,
+        origin: dict[str, Any],
+        progress: Callable[[str], None],
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.out_dir = None if out_dir is None else Path(out_dir)
+        self.settings = {**asdict(config), **origin}
+        for name in ("checkpoint_every", "record_every"):
+            self.settings.pop(name)  # they decide no weight
+        self.progress = progress
+        first = self._checked(source.batch(0), 0)
+        self.scale = unit_scale(first)
+        self.sae = _start(config, first * self.scale)
+        self.optimiser = torch.optim.Adam(
+            self.sae.parameters(), lr=config.lr, betas=ADAM_BETAS, fused=True
+        )
+        self.silent = torch.zeros(config.d_sae, dtype=torch.int64)
+        self.step = 0
+        self.metrics: list[dict[str, float]] = []
+
+    def resume(self) -> None:
+        """Take up the checkpoint, when there is one of the same settings."""
+        assert self.out_dir is not None
+        done = load_checkpoint(self.out_dir, self.sae, self.optimiser, self.settings, SaeError)
+        if done is not None:
+            self.step, self.metrics, self.silent = done.step, done.metrics, done.extra["silent"]
+            self.progress(f"resuming at step {self.step} of {self.config.n_steps}")
+
+    def train(self) -> None:
+        """Step to the end; a row of metrics and a checkpoint now and then."""
+        sums = torch.zeros(
+            2
+        )  # error / variance, active features: summed over the steps since the last row
+        n_steps, started = 0, time.monotonic()
+        while self.step < self.config.n_steps:
+            batch = self._checked(self.source.batch(self.step), self.step) * self.scale
+            sums += self._one_step(batch)
+            self.step += 1
+            n_steps += 1
+            is_last = self.step == self.config.n_steps
+            if self.step % self.config.record_every == 0 or is_last:
+                speed = n_steps * len(batch) / (time.monotonic() - started)
+                self._record(sums / n_steps, speed)
+                sums, n_steps, started = torch.zeros(2), 0, time.monotonic()
+            if self.out_dir and (self.step % self.config.checkpoint_every == 0 or is_last):
+                done = Progress(self.step, self.metrics, {"silent": self.silent})
+                save_checkpoint(self.out_dir, self.sae, self.optimiser, done, self.settings)
+
+    @torch.no_grad()
+    def finished(self, model_hash: str) -> SparseAutoencoder:
+        """Give the dictionary in the units of the model's activations."""
+        config = self.config
+        sae = SparseAutoencoder(
+            SaeConfig(
+                d_in=config.d_in,
+                d_sae=config.d_sae,
+                activation="topk",
+                k=config.k,
+                hook_point=config.hook_point,
+                model_hash=model_hash,
+                seed=config.seed,
+            )
+        )
+        sae.load_state_dict(self.sae.state_dict())
+        sae.b_enc.div_(self.scale)
+        sae.b_dec.div_(self.scale)
+        return sae.eval()
+
+    def _one_step(self, x: Tensor) -> Tensor:
+        """Update the weights on one batch; give (fvu, l0)."""
+        use_bfloat16 = self.config.precision == "bfloat16"
+        sae = self.sae
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=use_bfloat16):
+            centre = (
+                sae.b_dec.detach()
+            )  # x has no gradient, so this saves one of six matrix products
+            pre_acts = (x - centre) @ sae.W_enc + (sae.b_enc - (sae.b_dec - centre) @ sae.W_enc)
+            values, indices = torch.relu(pre_acts).topk(self.config.k, dim=-1, sorted=False)
+            acts = torch.zeros_like(pre_acts).scatter(1, indices, values)
+            error = x - (acts @ sae.W_dec).float() - sae.b_dec
+            fires = (acts.detach() > 0).sum(dim=0)
+            self.silent = torch.where(fires > 0, 0, self.silent + len(x))
+            variance = (x - x.mean(dim=0)).square().sum().clamp_min(1e-12)
+            fvu = error.square().sum() / variance
+            loss = fvu + AUX_COEFFICIENT * self._aux_loss(pre_acts, error.detach())
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        said = f"lr {self.config.lr}, k {self.config.k}, seed {self.config.seed}"
+        refuse_divergence({"loss": loss.item()}, self.step, self.out_dir, said, SaeError)
+        self._update()
+        return torch.stack([fvu.detach(), fires.sum() / len(x)])
+
+    def _aux_loss(self, pre_acts: Tensor, error: Tensor) -> Tensor:
+        """Give the share of the error that silent features, at their best, still miss."""
+        silent = (self.silent > self.config.dead_after).nonzero()[:, 0]
+        if len(silent) == 0:
+            return error.new_zeros(())
+        hidden = torch.relu(pre_acts[:, silent].float())
+        values, indices = hidden.topk(min(self.config.k_aux, len(silent)), dim=-1, sorted=False)
+        acts = torch.zeros_like(hidden).scatter(1, indices, values)
+        missed = error - (acts @ self.sae.W_dec[silent]).float()
+        return missed.square().sum() / error.square().sum().clamp_min(1e-12)
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        rate = trapezoid(
+            self.step,
+            n_steps=self.config.n_steps,
+            warm_up_steps=self.config.warm_up_steps,
+            decay_share=self.config.decay_share,
+        )
+        self.optimiser.param_groups[0]["lr"] = self.config.lr * rate
+        W_dec, grad = self.sae.W_dec, self.sae.W_dec.grad
+        assert grad is not None
+        grad -= (grad * W_dec).sum(dim=1, keepdim=True) * W_dec
+        self.optimiser.step()
+        W_dec.copy_(functional.normalize(W_dec, dim=1))
+
+    def _checked(self, batch: NDArray[np.float32], step: int) -> Tensor:
+        if batch.ndim != 2 or batch.shape[1] != self.config.d_in or len(batch) == 0:
+            raise SaeError(
+                f"the activations of step {step} have shape {batch.shape}; (n, "
+                f"{self.config.d_in}) was expected"
+            )
+        x = torch.from_numpy(np.ascontiguousarray(batch, np.float32))
+        if not bool(torch.isfinite(x).all()):
+            raise SaeError(
+                f"the activations of step {step} hold NaN or infinity; check the model's output"
+            )
+        return x
+
+    def _record(self, means: Tensor, speed: float) -> None:
+        n_dead = int((self.silent > self.config.dead_after).sum())
+        row = {
+            "step": self.step,
+            "n_activations": self.step * self.config.batch_size,
+            "fvu": round(float(means[0]), 5),
+            "l0": round(float(means[1]), 3),
+            "n_dead": n_dead,
+            "activations_per_s": round(speed),
+        }
+        self.metrics.append(row)
+        said = f"fvu {row['fvu']:.4f}  l0 {row['l0']:.1f}  silent {n_dead}  {speed:,.0f} activations/s"
+        self.progress(f"step {self.step}/{self.config.n_steps}  {said}")
+
+
+@torch.no_grad()
+def _start(config: TrainSaeConfig, sample: Tensor) -> SparseAutoencoder:
+    sae = SparseAutoencoder(SaeConfig(config.d_in, config.d_sae, "topk", config.k))
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = torch.randn(config.d_sae, config.d_in, generator=generator)
+    sae.W_dec.copy_(functional.normalize(rows, dim=1))
+    sae.W_enc.copy_(sae.W_dec.T)
+    sae.b_dec.copy_(geometric_median(sample))
+    return sae

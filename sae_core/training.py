@@ -1,0 +1,188 @@
+"""What both trainers share: a learning-rate schedule, and checkpoints to go on from exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from sae_core.files import write_text
+from sae_core.tensors import read_all_tensors, read_metadata, write_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from sae_core.errors import FeatureCircuitError
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+METRICS_FILE = "metrics.jsonl"
+
+
+class Progress(NamedTuple):
+    """How far a checkpoint is."""
+
+    step: int
+    """Steps done."""
+
+    metrics: list[dict[str, float]]
+    """The curve so far, one row now and then."""
+
+    extra: dict[str, Tensor]
+    """Tensors that belong to the trainer, by name."""
+
+
+def trapezoid(step: int, *, n_steps: int, warm_up_steps: int, decay_share: float) -> float:
+    """Give the share of the full learning rate at a step: linear rise, plateau, linear fall to 0.
+
+    Args:
+        step: 0 <= step < n_steps.
+        n_steps: steps of the whole run.
+        warm_up_steps: steps of the rise.
+        decay_share: last share of the steps, over which it falls, in (0, 1].
+
+    Returns:
+        A factor in (0, 1].
+
+    Example:
+        >>> [trapezoid(s, n_steps=100, warm_up_steps=10, decay_share=0.2) for s in (0, 50, 90)]
+        [0.1, 1.0, 0.5]
+    """
+    rise = (step + 1) / warm_up_steps if warm_up_steps else 1.0
+    fall = (n_steps - step) / math.ceil(decay_share * n_steps)
+    return min(1.0, rise, fall)
+
+
+def save_checkpoint(
+    folder: Path,
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    progress: Progress,
+    settings: Mapping[str, Any],
+) -> None:
+    """Replace the checkpoint and the curve of a run; both appear whole or not at all.
+
+    Args:
+        folder: gets checkpoint.safetensors and metrics.jsonl.
+        module: its parameters are saved.
+        optimiser: an Adam over those parameters.
+        progress: step, curve and the trainer's own tensors.
+        settings: everything that decides the weights; compared by `load_checkpoint`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, weight in module.named_parameters():
+        tensors[f"weights.{name}"] = weight
+        moments = optimiser.state[weight]
+        tensors |= {f"optimiser.{name}.{key}": value for key, value in moments.items()}
+    tensors |= {f"extra.{name}": tensor for name, tensor in progress.extra.items()}
+    state = {"settings": settings, "step": progress.step, "metrics": progress.metrics}
+    write_tensors(folder / CHECKPOINT_FILE, tensors, metadata={"state": json.dumps(state)})
+    rows = "".join(json.dumps(row) + "\n" for row in progress.metrics)
+    write_text(folder / METRICS_FILE, rows)
+
+
+def load_checkpoint(
+    folder: Path,
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
+    error: type[FeatureCircuitError],
+) -> Progress | None:
+    """Put weights and moments back from the checkpoint of a run with the same settings.
+
+    Args:
+        folder: where `save_checkpoint` wrote.
+        module: gets the weights.
+        optimiser: gets the moments.
+        settings: everything that decides the weights, as asked for now.
+        error: class of the error to raise.
+
+    Returns:
+        How far the run is; None when there is no checkpoint.
+
+    Raises:
+        FeatureCircuitError: of class `error`: the file is broken, or was made with other settings;
+            the message names the first field that differs and both values.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return None
+    try:
+        state = json.loads(read_metadata(path, error)["state"])
+        _check_same(path, state["settings"], json.loads(json.dumps(settings)), error)
+        tensors = read_all_tensors(path, error)
+        _restore(module, optimiser, tensors)
+        extra = {name[6:]: value for name, value in tensors.items() if name.startswith("extra.")}
+        return Progress(int(state["step"]), state["metrics"], extra)
+    except (KeyError, ValueError, RuntimeError) as err:
+        raise error(f"{path} is no checkpoint of this program ({err}); delete it") from err
+
+
+def refuse_divergence(
+    values: Mapping[str, float],
+    step: int,
+    folder: Path | None,
+    settings: str,
+    error: type[FeatureCircuitError],
+) -> None:
+    """Stop a training whose numbers are no longer finite.
+
+    Args:
+        values: name -> number of this step, e.g. its loss.
+        step: the step.
+        folder: where the checkpoint is; None when none is written.
+        settings: the settings to blame, for the message.
+        error: class of the error to raise.
+
+    Raises:
+        FeatureCircuitError: of class `error`: a value is NaN or infinite.
+    """
+    if all(math.isfinite(value) for value in values.values()):
+        return
+    kept = "no checkpoint was written"
+    if folder is not None and (folder / CHECKPOINT_FILE).exists():
+        kept = f"the last good checkpoint is kept in {folder / CHECKPOINT_FILE}"
+    said = ", ".join(f"{name} {value}" for name, value in values.items())
+    raise error(
+        f"training diverged at step {step}: {said}, with {settings}; {kept}; "
+        "lower the learning rate"
+    )
+
+
+def to_stderr(line: str) -> None:
+    """Write one line of progress."""
+    sys.stderr.write(line + "\n")
+
+
+@torch.no_grad()
+def _restore(
+    module: torch.nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    for name, weight in module.named_parameters():
+        weight.copy_(tensors[f"weights.{name}"])
+        prefix = f"optimiser.{name}."
+        optimiser.state[weight] = {
+            key.removeprefix(prefix): value.to(weight.device, copy=True)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+
+
+def _check_same(
+    path: Path,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    error: type[FeatureCircuitError],
+) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise error(
+                f"{path} was made with {name} = {found.get(name)}, now {wanted.get(name)} is "
+                "asked for; "
+                "use the old settings, another output folder, or delete it"
+            )

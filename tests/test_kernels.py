@@ -1,0 +1,145 @@
+"""Each compiled loop gives what its plain twin gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+from circuits.kernels import current_states
+from sae_core import counting, kernels
+
+SEEDS = (0, 1, 2, 3)
+REPO = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_transition_counts_equal_their_plain_twin(seed: int) -> None:
+    tokens = naive.random_tokens(seed)._replace(window_ids=np.zeros(200, np.uint32))
+    expected = np.zeros((7, 7), np.int64)
+    for _, i, j, _ in naive.pairs(tokens, 1):
+        expected[i, j] += 1
+    assert expected.any()
+    found = counting.transition_counts(tokens.indptr, tokens.features, tokens.doc_ids, 7)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found.toarray(), expected)
+
+
+def test_no_pair_crosses_a_document() -> None:
+    found = counting.transition_counts(
+        np.arange(5), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]), 2
+    )
+    assert found.toarray().tolist() == [[0, 2], [0, 0]]
+
+
+def test_documents_may_have_any_ids() -> None:
+    found = counting.transition_counts(
+        np.arange(4), np.array([0, 0, 0]), np.array([-7, 2**40, 2**40]), 1
+    )
+    assert found.toarray().tolist() == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "sentence"),
+    [
+        ([0, 1, 2], [0, 2], r"indices must be in 0\.\.1, got 0\.\.2"),
+        ([0, 1, 2], [0, -1], r"indices must be in 0\.\.1, got -1\.\.0"),
+        ([0, 2], [0, 1], "one entry more than the 2 doc_ids"),
+        ([0, 3, 2], [0, 1], "must not decrease"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    indptr: list[int], indices: list[int], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        counting.transition_counts(np.array(indptr), np.array(indices), np.array([0, 0]), 2)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_run_ends_equal_their_plain_twin(seed: int) -> None:
+    tokens = naive.random_tokens(seed)
+    out = np.empty(200, np.int64)
+    kernels.find_run_ends(tokens.doc_ids, tokens.window_ids, out)
+    expected = []
+    for p in range(200):
+        q = p
+        while naive.joined(tokens, q, 1):
+            q += 1
+        expected.append(q + 1)
+    assert out.tolist() == expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sums_and_maxima_by_key_equal_their_plain_twins(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, 5, 50).astype(np.uint32)
+    values = rng.integers(-(2**60), 2**60, 50) // 50
+    sums, maxima = np.zeros(5, np.int64), np.zeros(5, np.float32)
+    weights = rng.random(50).astype(np.float32)
+    kernels.add_by_key(keys, values, sums)
+    kernels.max_by_key(keys, weights, maxima)
+    for key in range(5):
+        assert sums[key] == sum(int(v) for v in values[keys == key])
+        assert maxima[key] == max(weights[keys == key])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_current_states_equal_their_plain_twin(seed: int) -> None:
+    tokens = naive.random_tokens(seed)
+    state_of = np.array([1, 0, -1, 1, 2, -1, 0], np.int32)
+    inverse = np.linspace(0.5, 2, 7)
+    out = np.empty(200, np.int32)
+    current_states(
+        tokens.indptr, tokens.features, tokens.acts, state_of, inverse, 0.7, np.zeros(3), out
+    )
+    expected = naive.states(tokens, state_of.tolist(), inverse.tolist(), 0.7)
+    assert len(set(expected)) > 2
+    assert out.tolist() == expected
+
+
+def test_the_lower_state_wins_a_tie() -> None:
+    out = np.empty(1, np.int32)
+    current_states(
+        np.array([0, 2]),
+        np.array([0, 1], np.uint32),
+        np.ones(2, np.float32),
+        np.array([1, 0], np.int32),
+        np.ones(2),
+        0.5,
+        np.zeros(2),
+        out,
+    )
+    assert out.tolist() == [0]
+
+
+def test_loops_compile_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, bool]] = []
+
+    def njit(**options: bool) -> object:
+        calls.append(options)
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(kernels.numba, "njit", njit)
+    assert kernels.compiled(naive.fixed) is naive.fixed
+    assert [call.get("cache") for call in calls] == [True, None]
+
+
+@pytest.mark.long
+def test_loops_give_the_same_without_compilation() -> None:
+    wanted = "test_kernels.py", "test_statistics.py"
+    command = [sys.executable, "-m", "pytest", *(f"tests/{name}" for name in wanted), "-m", "not long"]
+    done = subprocess.run(
+        command,
+        cwd=REPO,
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
