@@ -1,6 +1,7 @@
 """A run in; feature graphs, automata and pictures out.
 
-Names are loaded when first used, so that importing the package brings in neither numba nor polars, and never torch.
+Names are loaded when first used, so that importing the package brings in neither numba nor polars,
+and never torch.
 """
 
 from __future__ import annotations

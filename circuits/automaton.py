@@ -12,9 +12,9 @@ Source: Bricken et al. 2023, "Towards Monosemanticity", section "Finite State Au
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from circuits import automaton_json
 from sae_core.errors import GraphError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import networkx as nx
+    import polars as pl
+
+    from circuits.run import Run
 
 EXIT: Literal["EXIT"] = "EXIT"
 Kind = Literal["loop", "pair", "chain", "system"]
@@ -112,6 +115,10 @@ class FeatureAutomaton:
     transitions: tuple[Transition, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     """Run hash and settings this was made from."""
+
+    _run: ClassVar[Run | None] = (
+        None  # set on automata of a run; no field, so never written or compared
+    )
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -228,6 +235,69 @@ class FeatureAutomaton:
 
             write_text(Path(path), text)
         return text
+
+    def zoom(self, n_states: int) -> FeatureAutomaton:
+        """Give the automaton with fewer states, merged where that loses least information.
+
+        Args:
+            n_states: states to leave, 1 to as many as are stored.
+
+        Raises:
+            GraphError: the automaton has fewer states than that.
+        """
+        from circuits.zoom import zoom  # noqa: PLC0415 - zoom.py builds automata
+
+        zoomed = zoom(self, n_states)
+        return zoomed if zoomed is self or self._run is None else zoomed.with_run(self._run)
+
+    def trace(
+        self,
+        text: bytes | str,
+        *,
+        run: Run | None = None,
+        by: Literal["features", "tokens"] | None = None,
+    ) -> pl.DataFrame:
+        """Run the automaton over a text.
+
+        Args:
+            text: bytes of a document, as from `run.document(0)`; or text, taken as UTF-8.
+            run: the run it was found in; automata of `run.automata` know it.
+            by: "features" needs a document of the run; "tokens" reads any text by the arrows
+                alone; None takes features where they are known, else tokens. Text that is not of
+                the run is cut greedily by the run's vocabulary.
+
+        Returns:
+            One row a token; see `circuits.trace.trace`.
+
+        Raises:
+            GraphError: no run is known, or by features, the text is not one of the run.
+        """
+        from circuits.trace_text import trace_text  # noqa: PLC0415 - brings in polars and numba
+
+        home = run or self._run
+        if home is None:
+            raise GraphError(
+                f"automaton {self.name} belongs to no run; take it from "
+                "circuits.open_run(path).automata, or give trace(text, run=...)"
+            )
+        return trace_text(self, home, text.encode() if isinstance(text, str) else text, by=by)
+
+    def sample(self, n_tokens: int, seed: int = 0) -> list[str]:
+        """Draw a text: a random walk along the arrows, from the most visited state on.
+
+        Args:
+            n_tokens: printable tokens to draw; EXIT starts again.
+            seed: the same seed gives the same text.
+        """
+        from circuits.trace import sample  # noqa: PLC0415 - brings in polars and numba
+
+        return sample(self, n_tokens, seed)
+
+    def with_run(self, run: Run) -> FeatureAutomaton:
+        """Give the same automaton, knowing the run it was found in."""
+        known = replace(self)
+        object.__setattr__(known, "_run", run)  # frozen, and this is no field
+        return known
 
 
 def best_first(automata: Iterable[FeatureAutomaton]) -> list[FeatureAutomaton]:

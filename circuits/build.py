@@ -1,10 +1,10 @@
 """A run's sums -> its `graph/` folder, written whole; the same sums give the same bytes.
 
-1. Sums are read from `statistics/`. A run written by another program has none: they are counted from `tokens/`, the
-   documents that are not held out, and kept, with `features.parquet`.
+1. Sums are read from `statistics/`. A run written by another program has none: they are counted
+   from `tokens/`, the documents that are not held out, and kept, with `features.parquet`.
 2. `evidence` turns them into edges, best first.
-3. `graph/edges.parquet`, `graph/edge_tokens.parquet`, `graph/coactivation.parquet` and `graph/graph.json` (sizes,
-   thresholds, and why there is no edge where there is none) are written.
+3. `graph/edges.parquet`, `graph/edge_tokens.parquet`, `graph/coactivation.parquet` and
+   `graph/graph.json` (sizes, thresholds, and why there is no edge where there is none) are written.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from circuits.lettering import (
     shown_label,
     shown_token,
     text_width,
-    visible,
 )
+from sae_core.tokens import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

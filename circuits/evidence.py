@@ -1,19 +1,23 @@
-"""Sums of a run -> the edge table: which features lead to which, how surely, and through which tokens.
+"""Sums of a run -> the edge table: which feature leads to which, how surely, by which tokens.
 
 For each ordered pair (i, j) seen at least MIN_PAIRS times, i at p and j at p + 1:
 
 1. lift and G2, the log-likelihood ratio of the 2 x 2 table over all positions with a successor.
-2. Bursts. Features of one topic follow each other at any distance; the pairs at lags 5..20 in the same window say
-   how often that alone would happen. `burst_ratio` is the rate at lag 1 over the rate at those lags.
-3. q_value. A pair must beat both nulls: p is the larger of the one-sided G2 test against independence and the
-   binomial test of its lag-1 count against its lagged count. A loop that runs for long is its own burst: where i
-   follows most firings of i that promote what came, and few of the others, those two are compared instead.
-   Benjamini-Hochberg over all pairs of features that fire often enough, the unseen ones included with p = 1.
-4. score = s x g, in nats. s: what knowing that i fired is surely worth for predicting j, in nats a firing: the
-   divergence of the lower confidence bound of P(j | i) from the larger of P(j) and P(j | i, 5..20 tokens ago); for
-   a loop, if it is more, that of P(i | i promoted) from P(i | i did not promote), as in step 3.
-   g: nats that i gave to the token that came, a pair of i and j. A pair that only shares a topic has s near 0; one
-   whose source does not promote the tokens between has g near 0. Ties: by source, then target.
+2. Bursts. Features of one topic follow each other at any distance; the pairs at lags 5..20 in the
+   same window say how often that alone would happen. `burst_ratio` is the rate at lag 1 over the
+   rate at those lags.
+3. q_value. A pair must beat two nulls: p is the larger of the one-sided G2 test against chance and
+   the binomial test of the lag-1 count against the lagged count. A loop that runs for long is its
+   own burst: where i follows most firings of i that promote what came, and few of the others, those
+   two are compared instead. Benjamini-Hochberg over all pairs of features that fire often enough,
+   unseen ones included with p = 1. (Testing for topic only what passed the first test would find
+   more, but the counts that choose a pair would test it: permuted text then gives edges.)
+4. score = s x g, in nats. s: what knowing that i fired is surely worth for predicting j, in nats a
+   firing: the divergence of the lower confidence bound of P(j | i) from the larger of P(j) and P(j
+   | i, 5..20 tokens ago); for a loop, if it is more, that of P(i | i promoted) from P(i | i did not
+   promote), as in step 3. g: nats that i gave to the token that came, a pair of i and j. A pair
+   that only shares a topic has s near 0; one whose source does not promote the tokens between has g
+   near 0. Ties: by source, then target.
 
 Source: the definition of edges is Bricken et al. 2023, "Finite State Automata"; G2 is Dunning 1993.
 """
@@ -164,7 +168,6 @@ class _Counts:
     same_role: NDArray[np.bool_]
     """Source and target are one feature, or split one between them."""
 
-
     @classmethod
     def of(cls, seen: pl.DataFrame, statistics: Statistics) -> _Counts:
         source, target = seen["source"].to_numpy(), seen["target"].to_numpy()
@@ -180,7 +183,7 @@ class _Counts:
             lag_total=statistics.n_lag_pairs,
             has_promotions=bool(statistics.n_promoted_source.any()),
             is_loop=source == target,
-            same_role=_same_role(seen, statistics),
+            same_role=(source == target) | _same_role(seen, statistics),
         )
 
     @property
@@ -224,7 +227,7 @@ def _g2(counts: _Counts) -> NDArray[np.float64]:
             expected = rows * column / np.maximum(counts.total, 1)
             ratio = np.divide(observed, expected, out=np.ones_like(expected), where=expected > 0)
             total += special.xlogy(observed, np.where(observed > 0, ratio, 1.0))
-    return np.maximum(2 * np.asarray(total), 0)
+    return np.asarray(np.maximum(2 * total, 0))
 
 
 def _p_of_g2(counts: _Counts, g2: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -233,14 +236,14 @@ def _p_of_g2(counts: _Counts, g2: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _p_of_topic(counts: _Counts) -> NDArray[np.float64]:
-    """P of the lag-1 count were it all topic; a loop that its own promotions explain is tested by those."""
+    """P of the lag-1 count were it all topic; a loop is tested by what explains it."""
     promoted, rest = _shares_by_promotion(counts)
     explained = counts.same_role & (promoted > MIN_LOOP_SHARE) & (promoted > 2 * rest)
     return np.asarray(np.where(explained, _p_of_promotion(counts), _p_of_burst(counts)))
 
 
 def _p_of_burst(counts: _Counts) -> NDArray[np.float64]:
-    """P(at least this share of the pair's near and lagged co-firings is near), were all lags alike."""
+    """P of at least this share of the near and lagged pairs being near, were all lags alike."""
     share = counts.total / np.maximum(counts.total + counts.lag_total, 1)
     if np.all(share >= 1):  # windows too short for any lagged pair
         return np.zeros_like(counts.pairs)
@@ -286,14 +289,10 @@ def _shares_by_promotion(
     return lower, (counts.pairs - counts.promoted + 0.5) / (others + 1)
 
 
-def _divergence(
-    share: NDArray[np.float64], expected: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _divergence(share: NDArray[np.float64], expected: NDArray[np.float64]) -> NDArray[np.float64]:
     """Kullback-Leibler divergence of two coins, nats; 0 where `share` is not above `expected`."""
     p, q = np.clip(share, TINY, 1 - TINY), np.clip(expected, TINY, 1 - TINY)
-    return np.asarray(
-        np.where(p > q, special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q), 0.0)
-    )
+    return np.asarray(np.where(p > q, special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q), 0.0))
 
 
 def _lower_bound(hits: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -363,5 +362,6 @@ def _why_no_edge(pairs: pl.DataFrame, statistics: Statistics) -> str:
     row = best.row(0, named=True)
     return (
         f"no pair of features is significant at q < {MAX_Q}; the nearest, {row['source']} -> "
-        f"{row['target']}, has q = {row['q_value']:.3g} after {row['n_pairs']} pairs; give more text"
+        f"{row['target']}, has q = {row['q_value']:.3g} after {row['n_pairs']} pairs; "
+        "give more text"
     )

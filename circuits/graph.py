@@ -1,7 +1,8 @@
 """FeatureGraph: features as nodes, evidence as directed edges; row = source, column = target.
 
-The tables are polars frames with the columns of the run directory's `graph/*.parquet`; walks use the edges in
-compressed rows. Self-loops and cycles are everywhere, so nothing here assumes an order of the nodes.
+The tables are polars frames with the columns of the run directory's `graph/*.parquet`; walks use
+the edges in compressed rows. Self-loops and cycles are everywhere, so nothing here assumes an order
+of the nodes.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class FeatureGraph:
         return self.edges.filter(pl.col("target") == self.check(feature))
 
     def tokens(self, source: int, target: int) -> pl.DataFrame:
-        """Give the tokens through which source leads to target, best first; no row if there is no edge.
+        """Give the tokens through which source leads to target, best first; none without an edge.
 
         Raises:
             ValueError: there is no such feature.
@@ -176,7 +177,7 @@ class FeatureGraph:
         return query_tables(tables, text, limit=limit)
 
     def adjacency(self, weight: str = "score") -> sparse.csr_array:
-        """Give one column of the edges as a (d_sae, d_sae) matrix; row = source, column = target."""
+        """Give a column of the edges as a (d_sae, d_sae) matrix; row = source, column = target."""
         rows, columns = (self.edges[name].to_numpy() for name in ("source", "target"))
         values = self.edges[weight].cast(pl.Float64).fill_null(0.0).to_numpy()
         return sparse.csr_array((values, (rows, columns)), shape=(self.d_sae, self.d_sae))
@@ -191,9 +192,7 @@ class FeatureGraph:
         tokens = self.edge_tokens.group_by(["source", "target"], maintain_order=True).agg(
             pl.col("token_str").head(5).alias("tokens")
         )
-        edges = self.edges.join(
-            tokens, on=["source", "target"], how="left", maintain_order="left"
-        )
+        edges = self.edges.join(tokens, on=["source", "target"], how="left", maintain_order="left")
         for row in edges.rows(named=True):
             graph.add_edge(row.pop("source"), row.pop("target"), **row)
         return graph

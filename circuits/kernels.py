@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @compiled
-def current_states(
+def current_states(  # noqa: PLR0917 - arrays by position
     indptr: NDArray[np.int64],
     features: NDArray[np.uint32],
     acts: NDArray[np.float32],
@@ -25,7 +25,7 @@ def current_states(
     scores: NDArray[np.float64],
     out: NDArray[np.int32],
 ) -> None:
-    """Fill out[p] with the state whose features' act * inverse sum is largest, -1 if not above threshold.
+    """Fill out[p] with the state of the largest sum of act * inverse, -1 if not above threshold.
 
     Ties go to the lowest state. `scores` (n_states,) is working memory, zero before and after.
     """

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from sae_core.tokens import visible
+
 MONO_EM = 0.602  # width of a character of the common monospace fonts, in em
 SPACE = "\u2423"
 PART = "\u00a0\u00a0"  # between the tokens of a label; common spaces would be joined into one
@@ -15,19 +17,6 @@ ELLIPSIS = "\u2026"
 OTHER_SCRIPTS = 0x590  # from here on fonts are often missing, and wide
 _NARROW = frozenset("!'(),./:;I[]`fijlrt|")
 _BROAD = frozenset("#%&+<=>@DGHMNOQUWmw^~")
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-def visible(text: str) -> str:
-    r"""Give text with characters that draw nothing, or are not legal in XML, written as escapes.
-
-    Example:
-        >>> visible("a\0b <i> \u202e")
-        'a\\u{0}b <i> \\u{202e}'
-    """
-    return "".join(
-        f"\\u{{{ord(char):x}}}" if unicodedata.category(char) in _UNSEEN else char for char in text
-    )
 
 
 def shown_token(text: str) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from circuits import cards, lettering, palette
 from circuits.automaton import EXIT
 from circuits.svg import automaton_svg, style_sheet
+from sae_core.tokens import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +133,7 @@ def _hash(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(lettering.visible(text), quote=True)
+    return escape(visible(text), quote=True)
 
 
 def _json(automata: Sequence[FeatureAutomaton]) -> str:

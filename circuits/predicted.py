@@ -1,11 +1,14 @@
-"""What the weights alone say of an edge: how much a firing of i raises the chance that j fires next.
+"""What the weights alone say of an edge: how much i raises the chance that j fires next.
 
-predicted(i, j) = sum over tokens v of [softmax(l0 + m_i L_i) - softmax(l0)]_v x P(j fires | token v), where l0 is the
-log of the run's unigram, L_i the feature's logit effects and m_i its usual strength after the final norm.
+predicted(i, j) = sum over tokens v of [softmax(l0 + m_i L_i) - softmax(l0)]_v x P(j fires | token
+v), where l0 is the log of the run's unigram, L_i the feature's logit effects and m_i its usual
+strength after the final norm.
 
 1. L_i: the tokens listed in `logit_effects.parquet`, the others at 0, the feature's median.
-2. m_i: nats that i gave to promoted tokens that came, over what one unit would have given: sum of nats / sum of L.
-3. Only listed tokens change their share, all others shrink alike, so the sum runs over listed tokens.
+2. m_i: nats that i gave to promoted tokens that came, over what one unit would have given: sum of
+   nats / sum of L.
+3. Only listed tokens change their share, all others shrink alike, so the sum runs over listed
+   tokens.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def predicted_effects(
 def _shifts(
     statistics: Statistics, logit_effects: pl.DataFrame
 ) -> tuple[sparse.csr_array, NDArray[np.float64]]:
-    """Split the change of the next-token distribution: (d_sae, d_vocab) of listed tokens, (d_sae,) of all."""
+    """Changes of next-token shares: (d_sae, d_vocab) listed tokens' own, (d_sae,) that of all."""
     listed = logit_effects.select(
         pl.col("feature_idx", "token_id").cast(pl.UInt32),
         pl.col("nats_per_unit").cast(pl.Float64),

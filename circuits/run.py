@@ -1,6 +1,7 @@
 """Run: a run directory opened for reading; what is asked for is loaded then, and kept.
 
-Nothing here needs a model: text is rebuilt from the tokens, features and graph come from their tables.
+Nothing here needs a model: text is rebuilt from the tokens, features and graph come from their
+tables.
 """
 
 from __future__ import annotations
@@ -149,11 +150,12 @@ class Run:
         for name in self._automata_names():
             file = self.path / "automata" / f"{name}.json"
             try:
-                found.append(FeatureAutomaton.from_json(file.read_text(encoding="utf-8")))
+                automaton = FeatureAutomaton.from_json(file.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as err:
                 raise StoreError(
                     f"{file} cannot be read; run `circuits automata {self.path}` again"
                 ) from err
+            found.append(automaton.with_run(self))
         return tuple(found)
 
     def tokens(self, *, held_out: bool | None = None) -> TokenTable:

@@ -1,7 +1,8 @@
 """SQL over a few tables, and nothing else: one SELECT, no files, no writes, a bounded answer.
 
 1. Text in single quotes and comments are set aside; what is left is searched.
-2. The statement must begin with SELECT, WITH, VALUES, FROM or SHOW, and hold no word that changes or opens something.
+2. The statement must begin with SELECT, WITH, VALUES, FROM or SHOW, and hold no word that changes
+   or opens something.
 3. Polars runs it over the given tables, row limit included.
 """
 

@@ -48,7 +48,8 @@ class Document:
     """One text, as its bytes."""
 
     source: str
-    """Where it is from: the path as given, with `#row` (from 1) for a row of a table."""
+    """Where it is from: the path as given, with `#row` (from 1) for a row of a table, or what the
+    table's own column `source` says."""
 
     data: bytes
     """Its bytes, unchanged."""
@@ -126,11 +127,15 @@ class DocumentPlan:
 
     @property
     def hash(self) -> str:
-        """sha256 over sources, sizes and order; standard input counts by its content."""
+        """sha256 over sources, sizes and order; standard input counts by its content.
+
+        A table that names its documents counts by its name alone: its place is written nowhere.
+        """
         digest = hashlib.sha256()
         for file in self.files:
             seen = hashlib.sha256(file.data).hexdigest() if file.data is not None else ""
-            digest.update(json.dumps([file.source, file.n_bytes, seen]).encode())
+            name = Path(file.source).name if file.has_sources else file.source
+            digest.update(json.dumps([name, file.n_bytes, seen]).encode())
         return digest.hexdigest()
 
     def read(self) -> Iterator[Document]:
@@ -234,8 +239,7 @@ def _planned_file(path: str) -> PlannedFile:
     packing = _PACKINGS.get(suffixes.pop(), "") if suffixes and suffixes[-1] in _PACKINGS else ""
     kind = _KINDS.get(suffixes[-1], "raw") if suffixes else "raw"
     file = PlannedFile(path, _printable_source(path), status.st_size, kind, packing)
-    check_head(file)
-    return file
+    return check_head(file)
 
 
 def _texts_of(
@@ -249,7 +253,7 @@ def _texts_of(
     else:
         for row in table_rows(file, counts.unfinished):
             if row.text is not None:
-                yield f"{file.source}#{row.number}", row.text
+                yield row.source or f"{file.source}#{row.number}", row.text
             elif skip_bad_rows:
                 counts.n_bad_rows += 1
             else:

@@ -1,4 +1,4 @@
-"""One block of tokens -> exact counts: checks, allocation and calls around the loops of `kernels`."""
+"""One block of tokens -> exact counts: checks and allocation around the loops of `kernels`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sae_core.schema import TokenTable
 
 BLOCK_ENTRIES = 1 << 24  # features of one block; bounds the working memory to about 1 GB
+DENSE_FEATURES = 1024  # up to here a square of counters stays in the cache and is fastest
 BUFFER_ROWS = 1 << 20  # rows of a table that are filled before they are copied out
 NO_LAGS = (1, 0)
 
@@ -60,7 +61,7 @@ def transition_counts(
 
 
 def find_blocks(tokens: TokenTable) -> list[slice]:
-    """Cut a stream at window ends into blocks of at most BLOCK_ENTRIES features, where windows allow it."""
+    """Cut a stream at window ends into blocks of about BLOCK_ENTRIES features at most."""
     n = len(tokens.doc_ids)
     new_run = np.diff(tokens.doc_ids) | np.diff(tokens.window_ids)
     cuts = np.append(np.flatnonzero(new_run) + 1, n)
@@ -117,7 +118,7 @@ def count_block(
         "n_pairs": len(sources_at),
         "n_lag_pairs": _lag_pairs(stream.run_end, lags),
         "token_counts": np.bincount(token_ids, minlength=d_vocab).astype(np.int64),
-        **_per_feature(stream, acts, sources, fired, unit, d_sae),
+        **_per_feature(stream, acts, sources, fired, unit=unit),
         **_pair_tables(stream, sources, nexts, fired, lags),
         "coactivation": _coactivation(stream, fired),
         "token_features": _token_features(stream, token_ids, d_sae),
@@ -224,8 +225,9 @@ def _lag_pairs(run_end: NDArray[np.int64], lags: tuple[int, int]) -> int:
 
 
 def _per_feature(
-    stream: Stream, acts: Any, sources: Sources, fired: Sources, unit: int, d_sae: int
+    stream: Stream, acts: Any, sources: Sources, fired: Sources, *, unit: int
 ) -> dict[str, Any]:
+    d_sae = len(fired.starts) - 1
     rows = np.arange(len(stream.run_end))
     has_previous = np.zeros(len(rows), dtype=bool)
     has_previous[_with_successor(stream) + 1] = True
@@ -275,10 +277,16 @@ def _pair_tables(
 def _transitions(
     stream: Stream, sources: Sources, nexts: Nexts, fired: Sources, lags: tuple[int, int]
 ) -> NDArray[np.int64]:
-    def fill(state: NDArray[np.int64], out: NDArray[np.int64]) -> None:
-        kernels.fill_transitions(stream, sources, nexts, fired, lags, state, out)
+    d_sae = len(sources.starts) - 1
+    size = d_sae if d_sae <= DENSE_FEATURES and len(fired.pos) else 0
+    lagged = np.zeros((size, size), np.int32)
+    if size:
+        kernels.count_lagged(stream, lags, np.zeros(size, np.int32), lagged)
 
-    return _filled(fill, len(sources.starts) - 1, n_columns=7)
+    def fill(state: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+        kernels.fill_transitions(stream, sources, nexts, fired, lags, lagged, state, out)
+
+    return _filled(fill, d_sae, n_columns=7)
 
 
 def _coactivation(stream: Stream, fired: Sources) -> pl.DataFrame:

@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from sae_core.corpus import plan_documents
 from sae_core.errors import TextError
-from sae_core.language_model import check_fits
+from sae_core.language_model import check_fits, load_model
+from sae_core.sae import load_sae
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+    from os import PathLike
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -110,6 +113,33 @@ def evaluate(
         is_text[:, 0] &= windows[:, 0] != (PAD if model.start_token is None else model.start_token)
         sums.add(model, state, torch.from_numpy(is_text), targets)
     return sums.result()
+
+
+def evaluate_texts(
+    texts: Sequence[str | PathLike[str]],
+    *,
+    sae: str,
+    model: str | None = None,
+    hook_point: str | None = None,
+    skip_bad_rows: bool = False,
+) -> EvaluateResult:
+    """Measure a dictionary on texts; see `evaluate`.
+
+    Args:
+        texts: files, folders, globs or "-".
+        sae: name or folder of the dictionary; "neurons" takes the raw neurons.
+        model: name or folder of the model; None is the embedded one.
+        hook_point: where the dictionary reads; None takes the place it was trained for.
+        skip_bad_rows: count and skip unreadable rows of JSONL and Parquet inputs.
+
+    Raises:
+        TextError, SaeError, ModelError: see `evaluate`.
+    """
+    plan = plan_documents(texts, skip_bad_rows=skip_bad_rows)
+    reader = load_model(model)
+    dictionary = load_sae(sae, model=reader, hook_point=hook_point)
+    documents = (reader.encode(document.data).token_ids for document in plan.read())
+    return evaluate(reader, dictionary, documents, hook_point=hook_point)
 
 
 class _Sums:

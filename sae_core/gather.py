@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,20 +21,19 @@ import numpy as np
 import polars as pl
 import torch
 
-from sae_core import __version__, statistics
+from sae_core import statistics
 from sae_core.corpus import plan_documents
-from sae_core.errors import StoreError, StoreMismatchError, TextError
+from sae_core.errors import StoreMismatchError, TextError
 from sae_core.files import DirectoryLock, sha256_of, write_parquet
 from sae_core.language_model import LanguageModel, check_fits, load_model
 from sae_core.logits import LogitEffects
+from sae_core.output import open_manifest, refuse_foreign
 from sae_core.run_writer import vocabulary_frame
 from sae_core.sae import SparseAutoencoder, load_sae
 from sae_core.schema import GatherSettings, Shard, TokenTable
 from sae_core.store import (
     DOCUMENT_SCHEMA,
     Manifest,
-    is_run,
-    read_manifest,
     write_manifest,
     write_tokens,
 )
@@ -136,9 +135,9 @@ def gather(
         documents_hash=plan.hash,
     )
     run = Path(out)
-    _refuse_foreign(run)
+    refuse_foreign(run)
     with DirectoryLock(run):
-        manifest = _open_manifest(run, settings, force=force)
+        manifest = open_manifest(run, settings, force=force)
         if manifest.complete:
             return _result(run, manifest, 0)
         return _Gatherer(run, settings, reader, dictionary, plan).work(manifest, progress)
@@ -265,44 +264,6 @@ class _Gatherer:
         write_manifest(self.run, finished)
         shutil.rmtree(self.run / PARTS, ignore_errors=True)
         return finished
-
-
-def _refuse_foreign(run: Path) -> None:
-    if run.exists() and not run.is_dir():
-        raise StoreError(f"{run} is a file; choose a folder with -o")
-    if run.is_dir() and not is_run(run) and any(p.name != ".lock" for p in run.iterdir()):
-        raise StoreError(f"{run} holds files that are no run; choose another folder with -o")
-
-
-def _open_manifest(run: Path, settings: GatherSettings, *, force: bool) -> Manifest:
-    fresh = Manifest(
-        d_sae=settings.d_sae,
-        d_vocab=settings.d_vocab,
-        settings=asdict(settings),
-        complete=False,
-        package_version=__version__,
-    )
-    if is_run(run) and not force:
-        found = read_manifest(run)
-        _compare(run, found.settings, fresh.settings)
-        return found
-    if is_run(run):
-        for path in run.iterdir():
-            if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_manifest(run, fresh)
-    return fresh
-
-
-def _compare(run: Path, found: dict[str, object], wanted: dict[str, object]) -> None:
-    for name, value in wanted.items():
-        if name in {"model", "sae"}:
-            continue  # names are for people; the hashes decide
-        if found.get(name) != value:
-            raise StoreMismatchError(
-                f"{run} was made with {name} {found.get(name)!r}, now {value!r} is asked for; "
-                "choose another folder with -o, or replace it with --force"
-            )
 
 
 def _result(run: Path, manifest: Manifest, n_new: int) -> GatherResult:

@@ -1,11 +1,12 @@
 """Compiled loops of counting: a token stream in compressed rows -> sparse tables of counts.
 
-All counting goes a source feature at a time: its positions are walked, the features of the next token are added
-to one row of sums, the row is written out and cleared. Memory is the answer plus a few rows, whatever d_sae is, and
-each row is exact. Every loop has a twin in `tests/naive.py`.
+All counting goes a source feature at a time: its positions are walked, the features of the next
+token are added to one row of sums, the row is written out and cleared. Memory is the answer plus a
+few rows, whatever d_sae is, and each row is exact. Every loop has a twin in `tests/naive.py`.
 
-Array conventions: `indptr` (n + 1,) and `features` (nnz,) are rows per token; `starts` (d_sae + 1,) and `pos` (m,)
-are positions per feature; a table that is filled is (columns, capacity), and `state` says how far.
+Array conventions: `indptr` (n + 1,) and `features` (nnz,) are rows per token; `starts` (d_sae + 1,)
+and `pos` (m,) are positions per feature; a table that is filled is (columns, capacity), and `state`
+says how far.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Sources(NamedTuple):
     """(m,) rows of the stream, ascending; or rows of Nexts: the tokens that follow the feature."""
 
     nats: NDArray[np.int64]
-    """(m,) what the feature gave to the token that came, fixed point, 0 where not promoted; may be empty."""
+    """(m,) nats given to the token that came, fixed point, 0 where not promoted; may be empty."""
 
 
 def compiled(function: _F) -> _F:
@@ -98,12 +99,11 @@ def max_by_key(
 ) -> None:
     """Raise out[keys[k]] to values[k] where that is larger."""
     for k in range(len(keys)):
-        if values[k] > out[keys[k]]:
-            out[keys[k]] = values[k]
+        out[keys[k]] = max(out[keys[k]], values[k])
 
 
 @compiled
-def scatter_positions(
+def scatter_positions(  # noqa: PLR0917 - a compiled loop takes arrays by position
     order: NDArray[np.int64],
     stream: Stream,
     nats: NDArray[np.int64],
@@ -111,7 +111,10 @@ def scatter_positions(
     out_pos: NDArray[np.int32],
     out_nats: NDArray[np.int64],
 ) -> None:
-    """Sort the entries of rows `order` by feature: out_pos is the place in `order`; `cursor` (d_sae,) is each feature's start."""
+    """Sort the entries of rows `order` by feature; out_pos is the place in `order`.
+
+    `cursor` (d_sae,) holds the start of each feature, and its end afterwards.
+    """
     for k in range(len(order)):
         p = order[k]
         for entry in range(stream.indptr[p], stream.indptr[p + 1]):
@@ -129,7 +132,7 @@ def copy_rows(
     out_indptr: NDArray[np.int64],
     out_features: NDArray[np.uint32],
 ) -> None:
-    """Copy the rows `order` (m,) of a stream, so that reading them in that order is reading memory in order."""
+    """Copy the rows `order` (m,) of a stream, so that they lie in memory as they are read."""
     at = 0
     for k in range(len(order)):
         out_indptr[k] = at
@@ -147,7 +150,7 @@ def _add_pairs(
     row: NDArray[np.int64],
     last: NDArray[np.int64],
 ) -> None:
-    """Add the source's pairs to row (5, d_sae); last[j] is where the present token's group began for j."""
+    """Add a source's pairs to row (5, d_sae); last[j] is the token group in which j came last."""
     group = -1
     token = np.int64(-1)
     for k in range(sources.starts[source], sources.starts[source + 1]):
@@ -168,7 +171,7 @@ def _add_pairs(
 
 
 @compiled
-def _add_lagged(
+def _add_lagged(  # noqa: PLR0917 - a compiled loop takes arrays by position
     begin: int,
     end: int,
     pos: NDArray[np.int32],
@@ -176,9 +179,10 @@ def _add_lagged(
     lags: tuple[int, int],
     out: NDArray[np.int64],
 ) -> None:
-    """Add to out[j] the pairs (p, q) with p in pos[begin:end], j at q, lags[0] <= q - p <= lags[1], one window.
+    """Add to out[j] the pairs (p, q), j at q, lags[0] <= q - p <= lags[1], p in pos[begin:end].
 
-    The p in reach of q are a sliding range lo..hi; a stretch of q with the same range is added in one go.
+    The p in reach of q are a sliding range lo..hi; a stretch of q with the same range is added in
+    one go.
     """
     lo = hi = begin
     q = np.int64(0)
@@ -199,10 +203,37 @@ def _add_lagged(
 
 
 @compiled
+def count_lagged(
+    stream: Stream, lags: tuple[int, int], reach: NDArray[np.int32], out: NDArray[np.int32]
+) -> None:
+    """Add to out[j, i] the pairs of i at p, j at p + lag, one window, lags[0] <= lag <= lags[1].
+
+    For few features: `reach` (d_sae,), zero before and after, counts each i in reach of the present
+    token, and is added whole to the row of each j on it.
+    """
+    begin = 0
+    while begin < len(stream.run_end):
+        end = stream.run_end[begin]
+        for q in range(begin + lags[0], end):
+            for entry in range(stream.indptr[q - lags[0]], stream.indptr[q - lags[0] + 1]):
+                reach[stream.features[entry]] += 1
+            left = q - lags[1] - 1
+            if left >= begin:
+                for entry in range(stream.indptr[left], stream.indptr[left + 1]):
+                    reach[stream.features[entry]] -= 1
+            for entry in range(stream.indptr[q], stream.indptr[q + 1]):
+                j = stream.features[entry]
+                for i in range(len(reach)):
+                    out[j, i] += reach[i]
+        reach[:] = 0
+        begin = end
+
+
+@compiled
 def _write_row(
     source: int, row: NDArray[np.int64], state: NDArray[np.int64], out: NDArray[np.int64]
 ) -> None:
-    """Append the columns of row that have a pair, near or lagged, to out (7, capacity); clear row."""
+    """Append the columns of row that have a near or lagged pair to out (7, capacity); clear row."""
     at = state[1]
     for j in range(row.shape[1]):
         if row[N_PAIRS, j] > 0 or row[N_LAGGED, j] > 0:
@@ -216,19 +247,21 @@ def _write_row(
 
 
 @compiled
-def fill_transitions(
+def fill_transitions(  # noqa: PLR0917 - a compiled loop takes arrays by position
     stream: Stream,
     sources: Sources,
     nexts: Nexts,
     fired: Sources,
     lags: tuple[int, int],
+    lagged: NDArray[np.int32],
     state: NDArray[np.int64],
     out: NDArray[np.int64],
 ) -> None:
     """Write (source, target, n_pairs, n_promoted, nats, n_lagged, n_tokens) by source, then target.
 
-    Starts at source state[0], stops when `out` has no room for one more row; leaves the next source in state[0] and
-    the rows written in state[1]. `fired` holds all positions of each feature in text order; it may be empty.
+    Starts at source state[0], stops when `out` has no room for one more row; leaves the next source
+    in state[0] and the rows written in state[1]. `fired` holds all positions of each feature in
+    text order; it may be empty. `lagged` is what count_lagged gave, or (0, 0) to count here.
     """
     d_sae = len(sources.starts) - 1
     row = np.zeros((5, d_sae), dtype=np.int64)
@@ -239,13 +272,16 @@ def fill_transitions(
         begin, end = fired.starts[source], fired.starts[source + 1]
         if begin < end or sources.starts[source] < sources.starts[source + 1]:
             _add_pairs(source, nexts, sources, row, last)
-            _add_lagged(begin, end, fired.pos, stream, lags, row[N_LAGGED])
+            if len(lagged):
+                row[N_LAGGED] = lagged[:, source]
+            else:
+                _add_lagged(begin, end, fired.pos, stream, lags, row[N_LAGGED])
             _write_row(source, row, state, out)
         state[0] += 1
 
 
 @compiled
-def fill_edge_tokens(
+def fill_edge_tokens(  # noqa: PLR0917 - a compiled loop takes arrays by position
     nexts: Nexts,
     sources: Sources,
     row_starts: NDArray[np.int64],
@@ -255,7 +291,8 @@ def fill_edge_tokens(
 ) -> None:
     """Split each transition by the token between: fill out (m, 3) = token_id, n_pairs, n_promoted.
 
-    Transition t of source i is row_starts[i] <= t < row_starts[i + 1]; its tokens begin at token_starts[t].
+    Transition t of source i is row_starts[i] <= t < row_starts[i + 1]; its tokens begin at
+    token_starts[t].
     """
     d_sae = len(sources.starts) - 1
     cursor = np.zeros(d_sae, dtype=np.int64)
@@ -287,7 +324,7 @@ def fill_edge_tokens(
 def fill_coactivation(
     stream: Stream, fired: Sources, state: NDArray[np.int64], out: NDArray[np.int64]
 ) -> None:
-    """Write (feature_a, feature_b, n_both) with feature_a < feature_b, sorted; `state` as in fill_transitions."""
+    """Write (feature_a, feature_b, n_both), a < b, sorted; `state` as in fill_transitions."""
     d_sae = len(fired.starts) - 1
     row = np.zeros(d_sae, dtype=np.int64)
     state[1] = 0
@@ -314,7 +351,10 @@ def fill_promoted_tokens(
     state: NDArray[np.int64],
     out: NDArray[np.int64],
 ) -> None:
-    """Write (feature_idx, token_id, n_promoted, nats) of promoted next tokens, sorted; their number in state[1]."""
+    """Write (feature_idx, token_id, n_promoted, nats) of what came and was promoted, sorted.
+
+    Leaves the number of rows in state[1].
+    """
     at = -1
     for i in range(len(sources.starts) - 1):
         token = np.int64(-1)
@@ -340,7 +380,7 @@ def fill_token_features(
     state: NDArray[np.int64],
     out: NDArray[np.int64],
 ) -> None:
-    """Write (feature_idx, token_id, n_fires), sorted, for tokens in ascending order; their number in state[1]."""
+    """Write (feature_idx, token_id, n_fires), sorted; leaves the number of rows in state[1]."""
     at = -1
     for i in range(len(by_token.starts) - 1):
         token = np.int64(-1)

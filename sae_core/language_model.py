@@ -172,7 +172,7 @@ class OneLayerModel:
             The activations there, and what is needed to run on.
 
         Raises:
-            ModelError: there is no such hook point, or the activations are not finite.
+            ModelError: there is no such hook point.
             ValueError: the windows are longer than n_ctx.
         """
         if token_ids.shape[1] > self.n_ctx:

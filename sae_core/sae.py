@@ -252,9 +252,11 @@ def load_sae(
         return SparseAutoencoder.neurons(model.width(at), hook_point=at)
     folder = _find(name_or_dir)
     config = _read_config(folder / CONFIG_FILE)
-    sae = SparseAutoencoder(config)
+    with torch.device("meta"):  # no memory before the file has been seen to fit the config
+        sae = SparseAutoencoder(config)
     shapes = {name: tuple(weight.shape) for name, weight in sae.state_dict().items()}
-    sae.load_state_dict(read_tensors(folder / WEIGHTS_FILE, shapes, SaeError))
+    tensors = read_tensors(folder / WEIGHTS_FILE, shapes, SaeError)
+    sae.load_state_dict(tensors, assign=True)
     sae.name = str(name_or_dir)
     return sae.requires_grad_(requires_grad=False).eval()
 
@@ -326,22 +328,10 @@ def _find(name_or_dir: str | Path) -> Path:
 
 def _read_config(path: Path) -> SaeConfig:
     fields = read_json(path, SaeError)
-    architecture = fields.get("architecture", "standard")
+    _refuse_unknown(path, fields)
+    architecture = _architecture(fields)
     arguments = fields.get("activation_fn_kwargs") or {}  # flat files, before SAELens 6.0
     k = fields.get("k", arguments.get("k") if isinstance(arguments, dict) else None)
-    if architecture == "standard" and fields.get("activation_fn_str") == "topk":
-        architecture = "topk"
-    if architecture not in _ARCHITECTURES:
-        raise SaeError(
-            f"{path}: architecture {architecture!r} is not known; known are "
-            f"{', '.join(_ARCHITECTURES)}"
-        )
-    for name in ("normalize_activations", "reshape_activations"):
-        if fields.get(name, "none") not in {"none", False, "expected_average_only_in"}:
-            raise SaeError(
-                f"{path}: {name} is {fields[name]!r}; only 'none' can be applied; fold it into "
-                "the weights first"
-            )
     metadata = fields.get("metadata")
     known = metadata if isinstance(metadata, dict) else {}
     hook_point = known.get("hook_name") or fields.get("hook_name") or fields.get("hook_point")
@@ -359,6 +349,25 @@ def _read_config(path: Path) -> SaeConfig:
         )
     except (TypeError, ValueError) as err:
         raise SaeError(f"{path}: {err}") from err
+
+
+def _architecture(fields: dict[str, Any]) -> str:
+    found = str(fields.get("architecture", "standard"))
+    is_topk = found == "standard" and fields.get("activation_fn_str") == "topk"
+    return "topk" if is_topk else found
+
+
+def _refuse_unknown(path: Path, fields: dict[str, Any]) -> None:
+    architecture = _architecture(fields)
+    if architecture not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise SaeError(f"{path}: architecture {architecture!r} is not known; known are {known}")
+    for name in ("normalize_activations", "reshape_activations"):
+        if fields.get(name, "none") not in ("none", False, "expected_average_only_in"):
+            raise SaeError(
+                f"{path}: {name} is {fields[name]!r}; only 'none' can be applied; fold it into "
+                "the weights first"
+            )
 
 
 def _size(fields: dict[str, Any], name: str) -> int:

@@ -1,16 +1,17 @@
-"""Mergeable sums: how often features fire, follow each other, promote what came, and on which tokens.
+"""Mergeable sums: how often features fire, follow each other and promote what came.
 
 1. Cut the tokens at window ends into blocks of bounded size; no pair crosses a window.
 2. Count each block exactly: counts as int64, nats and activations as int64 fixed point (2^-20).
-3. Add the blocks. Sums of integers do not depend on order, threads or machines: same text, same bytes.
+3. Add the blocks. Sums of integers do not depend on order, threads or machines: same text, same
+   bytes.
 
 Files under `statistics/`, each sorted by its key columns, all read by any Parquet reader:
 
 | file | columns |
 |---|---|
-| totals.parquet | d_sae, d_vocab, n_tokens, n_pairs, n_lag_pairs, promotion_threshold, nats_unit; one row |
+| totals.parquet | d_sae, d_vocab, n_tokens, n_pairs, n_lag_pairs, promotion_threshold, nats_unit |
 | features.parquet | feature_idx, n_fires, n_source, n_target, act_sum, act_max, n_promoted_source |
-| transitions.parquet | source, target, n_pairs, n_promoted, nats, n_lagged (a row may have only lagged pairs) |
+| transitions.parquet | source, target, n_pairs, n_promoted, nats, n_lagged (maybe only this) |
 | edge_tokens.parquet | source, target, token_id (the one at p + 1), n_pairs, n_promoted |
 | coactivation.parquet | feature_a < feature_b, n_both |
 | token_features.parquet | feature_idx, token_id (the one it fires on), n_fires |
@@ -90,7 +91,7 @@ class Statistics:
     """(d_sae,) largest activation."""
 
     n_promoted_source: NDArray[np.int64]
-    """(d_sae,) positions where the feature promotes the token that comes by more than the threshold."""
+    """(d_sae,) positions where the feature promotes the token that comes, above the threshold."""
 
     token_counts: NDArray[np.int64]
     """(d_vocab,) occurrences of each token."""
@@ -156,7 +157,7 @@ def merge(parts: list[Statistics]) -> Statistics:
 
 
 def save(statistics: Statistics, folder: Path) -> None:
-    """Write the sums to Parquet files in `folder`, each whole or not at all; equal sums give equal bytes."""
+    """Write the sums to Parquet files, each whole or not at all; equal sums give equal bytes."""
     for name, frame in _frames(statistics).items():
         write_parquet(folder / f"{name}.parquet", frame.rechunk())
 
@@ -196,7 +197,7 @@ def is_saved(folder: Path) -> bool:
 def features_table(
     statistics: Statistics, vocabulary: pl.DataFrame, logit_effects: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """Describe each feature: how often and how strongly it fires, on which tokens, what it promotes.
+    """Describe each feature: how often, how strongly, on which tokens it fires; what it promotes.
 
     Args:
         statistics: sums of the run.

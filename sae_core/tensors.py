@@ -47,7 +47,7 @@ def read_tensors(
                 "expected; "
                 "the weights and the settings beside them do not belong together"
             )
-    tensors = {name: found[name].to(torch.float32) for name in shapes}
+    tensors = {name: found[name].to(torch.float32, copy=True) for name in shapes}
     check_finite(path, tensors, error)
     return tensors
 

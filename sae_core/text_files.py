@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import IO
 
 TEXT_COLUMN = "text"
+SOURCE_COLUMN = "source"
 READ_BYTES = 1 << 20
 UNPACK_BYTES = 4 << 10  # zstd unpacks 4 KiB to at most 128 MiB, so memory stays bounded
 MAX_DOCUMENT_BYTES = 2 << 30  # of an archive, a pipe or a row: no real one is larger; a bomb is
@@ -55,6 +56,9 @@ class PlannedFile:
     data: bytes | None = None
     """What standard input held; None for a file."""
 
+    has_sources: bool = False
+    """Whether it is a table with a column `source` of its own, which then names its documents."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -68,6 +72,9 @@ class Row:
 
     problem: str = ""
     """Why it holds none."""
+
+    source: str | None = None
+    """Where the table says it is from; None where it does not."""
 
 
 def whole_text(file: PlannedFile, unfinished: dict[str, str]) -> bytes:
@@ -112,15 +119,19 @@ def table_rows(file: PlannedFile, unfinished: dict[str, str]) -> Iterator[Row]:
     return _parquet_rows(file) if file.kind == "parquet" else _jsonl_rows(file, unfinished)
 
 
-def check_head(file: PlannedFile) -> None:
+def check_head(file: PlannedFile) -> PlannedFile:
     """Refuse an archive or a table that is none.
+
+    Returns:
+        The file, with what its head tells.
 
     Raises:
         TextError: the first bytes are of another format, or the column of texts is missing.
     """
     if file.kind == "parquet":
-        _check_text_column(file)
-    elif file.packing and file.n_bytes:
+        schema = _schema_with_text(file)
+        return replace(file, has_sources=schema.get(SOURCE_COLUMN) == pl.String)
+    if file.packing and file.n_bytes:
         magic = MAGIC[file.packing]
         with _open(file.path) as opened:
             head = opened.read(len(magic))
@@ -129,6 +140,7 @@ def check_head(file: PlannedFile) -> None:
                 f"{shown(file.path)} does not start as {file.packing} does (it starts with "
                 f"{head.hex(' ')}); expected {magic.hex(' ')}; rename it if it is plain text"
             )
+    return file
 
 
 def unreadable(path: str, err: Exception) -> TextError:
@@ -153,7 +165,7 @@ def _check_size(n_bytes: int, path: str) -> None:
         )
 
 
-def _check_text_column(file: PlannedFile) -> None:
+def _schema_with_text(file: PlannedFile) -> pl.Schema:
     if file.packing:
         raise TextError(
             f"{shown(file.path)} is a packed Parquet file; expected a plain one; unpack it first"
@@ -170,6 +182,7 @@ def _check_text_column(file: PlannedFile) -> None:
             f"{shown(file.path)} has the columns {token_str(columns.encode())}; "
             f"expected {TEXT_COLUMN!r} of type String; rename or cast yours"
         )
+    return schema
 
 
 def _jsonl_rows(file: PlannedFile, unfinished: dict[str, str]) -> Iterator[Row]:
@@ -218,25 +231,26 @@ def _bytes_of(text: str) -> bytes:
 
 
 def _parquet_rows(file: PlannedFile) -> Iterator[Row]:
-    start, values = 0, [None]
-    while values:
+    names = (TEXT_COLUMN, SOURCE_COLUMN) if file.has_sources else (TEXT_COLUMN,)
+    start, rows = 0, [(None,)]
+    while rows:
         try:
-            frame = pl.scan_parquet(file.path, glob=False).select(TEXT_COLUMN)
-            values = frame.slice(start, PARQUET_ROWS).collect()[TEXT_COLUMN].to_list()
+            frame = pl.scan_parquet(file.path, glob=False).select(names)
+            rows = frame.slice(start, PARQUET_ROWS).collect().rows()
         except (pl.exceptions.PolarsError, OSError) as err:
             raise TextError(
                 f"{shown(file.path)} is damaged after row {start} ({_first_line(err)}); "
                 "expected a whole Parquet file; write it again"
             ) from err
-        for number, value in enumerate(values, start=start + 1):
-            yield _parquet_row(number, value)
-        start += len(values)
+        for number, row in enumerate(rows, start=start + 1):
+            yield _parquet_row(number, *row)
+        start += len(rows)
 
 
-def _parquet_row(number: int, value: Any) -> Row:
+def _parquet_row(number: int, value: Any, source: str | None = None) -> Row:
     if value is None:
         return Row(number, None, f"its {TEXT_COLUMN!r} is null")
-    return Row(number, value.encode() if isinstance(value, str) else value)
+    return Row(number, value.encode() if isinstance(value, str) else value, source=source)
 
 
 def _chunks(file: PlannedFile, unfinished: dict[str, str]) -> Iterator[bytes]:

@@ -18,7 +18,8 @@ _ESCAPE = re.compile(r"\\(?:u\{([0-9a-f]{1,6})\}|x([0-9a-f]{2})|(.))", re.DOTALL
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(
     chr(code) for code in range(0xFE00, 0xFE10)
 )
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_HIDDEN_CATEGORIES = _UNSEEN | {"Zs"}
 
 
 def token_str(token: bytes) -> str:
@@ -58,6 +59,18 @@ def token_bytes(text: str) -> bytes:
         raise ValueError(f"{text!r} ends in a lone backslash; a backslash is written \\\\")
     parts.append(text[done:].encode())
     return b"".join(parts)
+
+
+def visible(text: str) -> str:
+    r"""Give text with characters that draw nothing, or are not legal in XML, written as escapes.
+
+    Example:
+        >>> visible("a\0b <i> \u202e")
+        'a\\u{0}b <i> \\u{202e}'
+    """
+    return "".join(
+        f"\\u{{{ord(char):x}}}" if unicodedata.category(char) in _UNSEEN else char for char in text
+    )
 
 
 class Window(NamedTuple):

@@ -37,6 +37,7 @@ from sae_core.activations import (
 )
 from sae_core.errors import SaeError
 from sae_core.files import sha256_of
+from sae_core.language_model import hash_weights
 from sae_core.sae import SaeConfig, SparseAutoencoder, save_sae
 from sae_core.token_file import read_token_ids
 from sae_core.training import (
@@ -78,7 +79,7 @@ class TrainSaeConfig:
     batch_size: int = 4096
     """Activations a step."""
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Adam's learning rate on the plateau."""
 
     warm_up_steps: int = 200
@@ -211,22 +212,22 @@ def train_sae_on_model(
             f"d_in is {config.d_in}, but {config.hook_point} of {model_dir} is "
             f"{model.config.d_mlp} wide"
         )
-    layer = int(config.hook_point.split(".")[1])
-    sizes = model.config
     source = ModelSource(
         model,
-        read_token_ids(train_bin, n_ctx=sizes.n_ctx, d_vocab=sizes.d_vocab),
-        layer=layer,
+        read_token_ids(train_bin, n_ctx=model.config.n_ctx, d_vocab=model.config.d_vocab),
+        layer=int(config.hook_point.split(".")[1]),
         batch_size=config.batch_size,
         block_windows=config.block_windows,
         seed=config.seed,
     )
-    model_sha256 = sha256_of(model_dir / WEIGHTS_FILE)
-    origin = {"model_sha256": model_sha256, "train_sha256": sha256_of(train_bin)}
+    origin = {
+        "model_sha256": sha256_of(model_dir / WEIGHTS_FILE),
+        "train_sha256": sha256_of(train_bin),
+    }
     trainer = _Trainer(source, config, out_dir, origin, progress or to_stderr)
     trainer.resume()
     trainer.train()
-    sae = trainer.finished(model_sha256[:16])
+    sae = trainer.finished(hash_weights(model))
     save_sae(sae, out_dir)
     return TrainingResult(sae, trainer.metrics)
 
@@ -381,7 +382,9 @@ class _Trainer:
             "activations_per_s": round(speed),
         }
         self.metrics.append(row)
-        said = f"fvu {row['fvu']:.4f}  l0 {row['l0']:.1f}  silent {n_dead}  {speed:,.0f} activations/s"
+        said = (
+            f"fvu {row['fvu']:.4f}  l0 {row['l0']:.1f}  silent {n_dead}  {speed:,.0f} activations/s"
+        )
         self.progress(f"step {self.step}/{self.config.n_steps}  {said}")
 
 

@@ -171,7 +171,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The whole model; parameters are float32 and named as in TransformerLens."""
 
-    def __init__(self, config: ModelConfig, *, seed: int) -> None:
+    def __init__(self, config: ModelConfig, *, seed: int | None) -> None:
+        """Make a model with random weights, or with none yet when seed is None."""
         super().__init__()
         self.config = config
         self.W_E = nn.Parameter(torch.empty(config.d_vocab, config.d_model))
@@ -179,7 +180,8 @@ class Transformer(nn.Module):
         self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_final = LayerNorm(config.d_model)
         self.W_U = nn.Parameter(torch.empty(config.d_model, config.d_vocab))
-        self._initialise(seed)
+        if seed is not None:
+            self._initialise(seed)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Start the residual stream: (batch, pos) token ids to (batch, pos, d_model)."""
@@ -287,9 +289,11 @@ def load_transformer(folder: Path) -> Transformer:
             weight is not finite.
     """
     config = _read_config(folder / CONFIG_FILE)
-    model = Transformer(config, seed=0)
+    with torch.device("meta"):  # no memory before the file has been seen to fit the config
+        model = Transformer(config, seed=None)
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    model.load_state_dict(read_tensors(folder / WEIGHTS_FILE, shapes, ModelError))
+    tensors = read_tensors(folder / WEIGHTS_FILE, shapes, ModelError)
+    model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 

@@ -1,10 +1,11 @@
 """Run directories with known automata in them: an oracle for edges, groups and kinds.
 
-1. Text: documents of one topic each; background words of the topic, interrupted by runs of machines (a loop, a
-   pair, a system of four states, a chain). Machine tokens also occur in the background.
-2. Features: one or two for each state, with misses and false alarms; distractors for topics, for regions around a
-   machine, for single tokens, and pure noise.
-3. Promotions: strength x log lift of the token that came, given the feature, times act / mean act, plus noise.
+1. Text: documents of one topic each; background words of the topic, interrupted by runs of machines
+   (a loop, a pair, a system of four states, a chain). Machine tokens also occur in the background.
+2. Features: one or two for each state, with misses and false alarms; distractors for topics, for
+   regions around a machine, for single tokens, and pure noise.
+3. Promotions: strength x log lift of the token that came, given the feature, times act / mean act,
+   plus noise.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
+
 from sae_core.run_writer import write_run
 
 if TYPE_CHECKING:
@@ -63,10 +65,10 @@ class PlantedWorld:
     """Topic and region features: they follow each other without a machine between them."""
 
     identity: frozenset[int]
-    """Features of one machine token each: edges to and from them are real, but are no truth of ours."""
+    """Features of one machine token each: their edges are real, but are no truth of ours."""
 
     def judged(self, edges: pl.DataFrame) -> list[tuple[int, int]]:
-        """Give the (source, target) rows of an edge table, in its order, without identity features."""
+        """Give the edges of a table, in its order, without those of identity features."""
         rows = edges.select("source", "target").rows()
         return [(i, j) for i, j in rows if i not in self.identity and j not in self.identity]
 
@@ -213,7 +215,7 @@ def _append(text: _Text, doc: int, token: int, state: tuple[int, int]) -> None:
     text.states.append(state)
 
 
-def _run(
+def _run(  # noqa: PLR0917 - one caller
     text: _Text,
     doc: int,
     machines: list[Machine],
@@ -252,14 +254,14 @@ def _fire(
     for owner in owners:
         at_home = (states == owner).all(1) & (rng.random(n) >= rng.uniform(*miss))
         columns.append(at_home | (rng.random(n) < rng.uniform(0.0005, 0.004)))
-    for topic in range(N_TOPICS):
-        columns.append((docs % N_TOPICS == topic) & (rng.random(n) < 0.5))
-    for m in range(len(machines)):
-        columns.append(_region(states[:, 0] == m, docs) & (rng.random(n) < 0.7))
+    topics = (docs % N_TOPICS == topic for topic in range(N_TOPICS))
+    columns.extend(topic & (rng.random(n) < 0.5) for topic in topics)
+    regions = (_region(states[:, 0] == m, docs) for m in range(len(machines)))
+    columns.extend(region & (rng.random(n) < 0.7) for region in regions)
     n_vocab = int(tokens.max()) + 1
     of_machines = rng.choice(np.arange(N_WORDS, n_vocab), size=N_IDENTITY, replace=False)
-    for token in [*of_machines, *rng.choice(N_WORDS, size=10, replace=False)]:
-        columns.append((tokens == token) & (rng.random(n) < 0.95))
+    named = [*of_machines, *rng.choice(N_WORDS, size=10, replace=False)]
+    columns.extend((tokens == token) & (rng.random(n) < 0.95) for token in named)
     columns.extend(rng.random(n) < 10 ** rng.uniform(-3.5, -1) for _ in range(n_noise))
     return np.stack(columns, axis=1), owners
 
@@ -287,7 +289,7 @@ def _log_lifts(
     return np.array(lifts)
 
 
-def _write(
+def _write(  # noqa: PLR0917 - one caller
     path: Path,
     text: _Text,
     vocabulary: list[str],

@@ -1,7 +1,8 @@
-"""Edges: planted ones come first, chance and topics give none, and every number is what its formula says."""
+"""Edges: planted ones come first, topics give none, numbers are what their formulas say."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import naive
@@ -9,13 +10,14 @@ import numpy as np
 import planted
 import polars as pl
 import pytest
+from scipy import stats
+
 from circuits.evidence import EDGE_SCHEMA, MIN_PAIRS, build_edges, pair_table
 from circuits.predicted import predicted_effects
 from sae_core.run_writer import vocabulary_frame
 from sae_core.schema import TokenTable
 from sae_core.statistics import Statistics, collect, merge
 from sae_core.store import read_manifest, read_tokens, read_vocabulary
-from scipy import stats
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +90,9 @@ def test_independent_features_give_no_edge() -> None:
 def test_numbers_of_an_edge_are_those_of_their_definitions() -> None:
     rows = [[0], [1], [], [2], [0], [1], [], [], [0], [2], [], [], []] * 12
     sums = collect(stream(rows, window=200), 3, 4)
-    row = pair_table(sums).row(by_predicate=(pl.col("source") == 0) & (pl.col("target") == 1), named=True)
+    row = pair_table(sums).row(
+        by_predicate=(pl.col("source") == 0) & (pl.col("target") == 1), named=True
+    )
     assert (row["n_pairs"], sums.n_source[0], sums.n_target[1], sums.n_pairs) == (24, 36, 24, 155)
     assert row["p_target_given_source"] == pytest.approx(24 / 36)
     assert row["lift"] == pytest.approx(24 * 155 / (36 * 24))
@@ -173,7 +177,10 @@ def test_no_table_holds_a_nan_and_columns_are_as_promised(tmp_path: Path) -> Non
     [
         ([], "no token has a successor"),
         ([[0]], "no token has a successor"),
-        ([[0], [1], [], []] * 3, rf"follow each other {MIN_PAIRS} times \(the most frequent pair: 3"),
+        (
+            [[0], [1], [], []] * 3,
+            rf"follow each other {MIN_PAIRS} times \(the most frequent pair: 3",
+        ),
     ],
 )
 def test_too_little_text_gives_no_edge_and_says_why(rows: list[list[int]], sentence: str) -> None:
@@ -208,7 +215,7 @@ def test_the_order_of_the_shards_does_not_change_a_byte(tmp_path: Path) -> None:
     bounds = [0, *naive.cuts(tokens), len(tokens.doc_ids)]
     parts = [
         collect(naive.part(tokens, a, b), manifest.d_sae, manifest.d_vocab)
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        for a, b in pairwise(bounds)
     ]
     one = build_edges(merge(parts), words)
     two = build_edges(merge(parts[::-1]), words)

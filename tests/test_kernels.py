@@ -10,6 +10,7 @@ from pathlib import Path
 import naive
 import numpy as np
 import pytest
+
 from circuits.kernels import current_states
 from sae_core import counting, kernels
 
@@ -133,7 +134,14 @@ def test_loops_compile_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyP
 @pytest.mark.long
 def test_loops_give_the_same_without_compilation() -> None:
     wanted = "test_kernels.py", "test_statistics.py"
-    command = [sys.executable, "-m", "pytest", *(f"tests/{name}" for name in wanted), "-m", "not long"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *(f"tests/{name}" for name in wanted),
+        "-m",
+        "not long",
+    ]
     done = subprocess.run(
         command,
         cwd=REPO,

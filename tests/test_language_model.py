@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tiny
 from sae_core import byte_tokenizer
 from sae_core.byte_tokenizer import ByteTokenizer
 from sae_core.errors import ModelError, SaeError
@@ -32,7 +32,7 @@ HOSTILE = [
     b"\xe4\xb8",
     b"\xf4\x90\x80\x80",
     b"\xc0\xaf",
-    "\u202e\u200bе\u0301👩‍👩‍👧".encode(),
+    "\u202e\u200b\u0435\u0301\U0001f469\u200d\U0001f467".encode(),
     bytes(range(256)),
     b"\r\n\r\n \t \x1b[31m",
 ]
@@ -83,7 +83,19 @@ def _shared_tokenizer() -> ByteTokenizer:
 def test_cutting_a_long_text_changes_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = _shared_tokenizer()
     rng = random.Random(0)
-    words = ["the", "<div", 'class="a"', "MAX_VALUE", "  ", "\n\t", "x", "中文", "don't", "</p>", "42"]
+    words = [
+        "the",
+        "<div",
+        'class="a"',
+        "MAX_VALUE",
+        "  ",
+        "\n\t",
+        "x",
+        "中文",
+        "don't",
+        "</p>",
+        "42",
+    ]
     text = "".join(rng.choice(words) + rng.choice([" ", " ", "\n", ""]) for _ in range(5000))
     whole = tokenizer.encode(text.encode()).token_ids
     monkeypatch.setattr(byte_tokenizer, "PIECE_CHARS", 50)
@@ -137,7 +149,7 @@ def test_an_unknown_hook_point_lists_the_known_ones(model: OneLayerModel) -> Non
 def test_an_unknown_model_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no model 'gelu-1l': /.*gelu-1l/config\.json is not"):
         load_model("gelu-1l")
-    with pytest.raises(ModelError, match="nothing is downloaded; give a folder with config.json"):
+    with pytest.raises(ModelError, match="nothing is downloaded; give a folder"):
         load_model(tmp_path)
 
 

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+import tiny
 import torch
 
-import tiny
 from sae_core import logits
 from sae_core.language_model import DirectPath, OneLayerModel
 from sae_core.logits import LogitEffects
@@ -46,7 +45,7 @@ def test_effects_worked_out_by_hand() -> None:
         is_centred=True,
     )
     model = SimpleNamespace(direct_path=lambda _at: path)
-    effects = LogitEffects.of(model, SparseAutoencoder.neurons(2))  # type: ignore[arg-type]
+    effects = LogitEffects.of(model, SparseAutoencoder.neurons(2))
     assert effects.G.tolist() == [[1.0, -10.0], [-2.0, 20.0]]
     assert effects.median.tolist() == [1.0, -2.0]  # of (1, -10, 5) and (-2, 20, -10)
     assert effects.rows(np.array([0, 1])).tolist() == [[0.0, -11.0, 4.0], [0.0, 22.0, -8.0]]

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-import tiny
 from sae_core.errors import SaeError
 from sae_core.sae import (
     SaeConfig,
@@ -20,6 +20,9 @@ from sae_core.sae import (
     to_sparse,
     top_k_mask,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 D_IN, D_SAE = 6, 10
 
@@ -55,7 +58,7 @@ def _naive_acts(sae: SparseAutoencoder, x: np.ndarray) -> np.ndarray:
         rank = acts * norms if config.rescale_by_decoder_norm else acts
         order = sorted(range(len(acts)), key=lambda i: (-rank[i], i))
         acts[order[config.k :]] = 0
-    return acts
+    return np.asarray(acts)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -194,11 +197,12 @@ def test_a_flat_config_from_before_saelens_6_is_read(tmp_path: Path) -> None:
     ("changes", "match"),
     [
         ({"architecture": "gated"}, "architecture 'gated' is not known; known are topk, standard"),
-        ({"architecture": None}, "architecture None is not known"),
+        ({"architecture": None}, "architecture 'None' is not known"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
         ({"d_in": "6"}, "d_in must be a whole number >= 1, got '6'"),
         ({"d_sae": 1 << 60}, "d_sae must be a whole number"),
+        ({"d_sae": 1 << 23, "d_in": 1 << 23}, "tensor W_enc has shape"),
         ({"d_sae": 11}, r"tensor W_enc has shape \(6, 10\), \(6, 11\) was expected"),
         ({"k": 0}, r"k must be in 1\.\.d_sae = 10, got 0"),
         ({"k": None}, "k belongs to topk; got k None with topk"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import naive
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+
 from sae_core import counting
 from sae_core.errors import StoreError, StoreMismatchError
 from sae_core.statistics import (
@@ -112,10 +114,7 @@ def test_merging_any_split_at_documents_equals_the_whole(seed: int, data: st.Dat
     tokens = naive.random_tokens(seed, n=80, n_docs=8)
     inner = data.draw(st.sets(st.sampled_from([0, *naive.cuts(tokens)])))
     bounds = sorted({0, *inner, len(tokens.doc_ids)})
-    parts = [
-        collect(naive.part(tokens, a, b), D_SAE, D_VOCAB)
-        for a, b in zip(bounds, bounds[1:], strict=False)
-    ]
+    parts = [collect(naive.part(tokens, a, b), D_SAE, D_VOCAB) for a, b in pairwise(bounds)]
     shuffled = data.draw(st.permutations(parts))
     assert_same(merge(list(shuffled)), collect(tokens, D_SAE, D_VOCAB))
 
@@ -126,6 +125,16 @@ def test_the_size_of_a_block_does_not_change_the_sums(monkeypatch: pytest.Monkey
     monkeypatch.setattr(counting, "BUFFER_ROWS", 8)
     assert len(counting.find_blocks(tokens)) > 3
     assert_same(collect(tokens, D_SAE, D_VOCAB), whole)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_lagged_pairs_of_many_features_are_counted_like_those_of_few(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    tokens, whole = counted(seed)
+    monkeypatch.setattr(counting, "DENSE_FEATURES", 0)
+    assert_same(collect(tokens, D_SAE, D_VOCAB), whole)
+    assert whole.transitions["n_lagged"].sum() > 0
 
 
 def test_saved_sums_come_back_and_equal_sums_give_equal_bytes(tmp_path: Path) -> None:

@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch.nn import functional
 
-import tiny
 from sae_core.errors import ModelError
 from sae_core.token_file import WindowSampler, read_token_ids, spread_windows
 from sae_core.train_model import TrainModelConfig, UnembedLoss, mean_loss, train_model
 from sae_core.transformer import load_transformer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SETTINGS = {
     "batch_windows": 4,
@@ -38,9 +41,7 @@ def _train(folder: Path, config: TrainModelConfig, out: str = "out") -> list[dic
     if not train.exists():
         tiny.write_tokens(train)
         tiny.write_tokens(validation, seed=1)
-    return train_model(
-        train, validation, folder / out, config, progress=lambda _line: None
-    ).metrics
+    return train_model(train, validation, folder / out, config, progress=lambda _line: None).metrics
 
 
 def _weights(folder: Path) -> bytes:
@@ -125,7 +126,7 @@ def test_the_sliced_loss_equals_cross_entropy_and_its_gradient(dtype: torch.dtyp
     targets = torch.randint(30, (700,), generator=generator)
     exact = functional.cross_entropy(x @ W_U, targets)
     wanted = torch.autograd.grad(exact, (x, W_U))
-    loss = UnembedLoss.apply(x, W_U, targets, dtype)
+    loss = UnembedLoss.apply(x, W_U, targets, dtype)  # type: ignore[no-untyped-call]
     found = torch.autograd.grad(loss, (x, W_U))
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     assert loss.item() == pytest.approx(exact.item(), rel=tolerance)
@@ -191,5 +192,5 @@ def test_a_bad_token_file_is_named(tmp_path: Path, data: bytes | None, match: st
     ],
 )
 def test_settings_that_cannot_train_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be|got"):
+    with pytest.raises(ValueError, match=r"must be|got"):
         _config(10, **changes)

@@ -5,25 +5,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
-import tiny
 from sae_core.activations import ArraySource, ModelSource, geometric_median, unit_scale
 from sae_core.errors import SaeError
+from sae_core.language_model import OneLayerModel
 from sae_core.sae import load_sae
 from sae_core.token_file import read_token_ids
 from sae_core.train_sae import TrainSaeConfig, train_sae, train_sae_on_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 N_FEATURES = 12
 
 
 def _planted(n: int, d_in: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Sparse sums of 12 unit directions around an offset: (n, d_in) and the (12, d_in) directions."""
+    """Sparse sums of 12 unit directions around an offset, and the directions."""
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(N_FEATURES, d_in))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -188,7 +192,8 @@ def test_a_dictionary_is_trained_on_a_models_activations(tmp_path: Path) -> None
     out = _train_on_model(_prepare(tmp_path), "out", n_activations=6_400)
     sae = load_sae(out)
     assert sae.config.hook_point == "blocks.0.mlp.hook_post"
-    assert len(sae.config.model_hash) == 16
+    model = OneLayerModel(tmp_path / "model")
+    assert sae.config.model_hash == model.weights_hash
     assert (out / "metrics.jsonl").read_text().count("\n") == 10
 
 
@@ -202,9 +207,7 @@ def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_width_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
     _prepare(tmp_path)
     with pytest.raises(SaeError, match=r"d_in is 16, but blocks\.0\.mlp\.hook_post .* is 24 wide"):
-        train_sae_on_model(
-            tmp_path / "model", tmp_path / "train.bin", tmp_path / "out", _config()
-        )
+        train_sae_on_model(tmp_path / "model", tmp_path / "train.bin", tmp_path / "out", _config())
 
 
 def test_a_batch_mixes_contexts_and_leaves_out_document_starts(tmp_path: Path) -> None:

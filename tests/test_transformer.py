@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-import tiny
 from sae_core.errors import ModelError
 from sae_core.transformer import ModelConfig, Transformer, load_transformer, save_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 IDS = torch.tensor([[0, 5, 7, 7, 9, 2], [0, 1, 2, 3, 4, 5]])
 
@@ -22,7 +25,7 @@ def _naive_logits(model: Transformer, ids: np.ndarray) -> np.ndarray:
 
     def norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
         scale = np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
-        return (x - x.mean(axis=1, keepdims=True)) / scale * gain
+        return np.asarray((x - x.mean(axis=1, keepdims=True)) / scale * gain)
 
     x = weights["W_E"][ids] + weights["W_pos"][: len(ids)]
     q, k, v = np.split(norm(x, weights["blocks.0.ln1.w"]) @ weights["blocks.0.attn.W_QKV"], 3, 1)
@@ -38,7 +41,7 @@ def _naive_logits(model: Transformer, ids: np.ndarray) -> np.ndarray:
     hidden = norm(x, weights["blocks.0.ln2.w"]) @ weights["blocks.0.mlp.W_in"]
     acts = np.maximum(hidden + weights["blocks.0.mlp.b_in"], 0)
     x = x + acts @ weights["blocks.0.mlp.W_out"] + weights["blocks.0.mlp.b_out"]
-    return norm(x, weights["ln_final.w"]) @ weights["W_U"]
+    return np.asarray(norm(x, weights["ln_final.w"]) @ weights["W_U"])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -173,6 +176,14 @@ def test_a_broken_config_is_named(tmp_path: Path, text: str, match: str) -> None
     save_model(tiny.transformer(), tmp_path)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError, match=match):
+        load_transformer(tmp_path)
+
+
+def test_a_config_larger_than_memory_is_named_before_it_is_allocated(tmp_path: Path) -> None:
+    save_model(tiny.transformer(), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"d_vocab": 1 << 50}))
+    with pytest.raises(ModelError, match=r"tensor W_E has shape \(300, 16\)"):
         load_transformer(tmp_path)
 
 

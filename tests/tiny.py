@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sae_core.language_model import OneLayerModel
 from sae_core.transformer import ModelConfig, Transformer, save_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXT = "<div class=\"a\">\n\t<span>MAX_VALUE = 'grün' + \u0ba3\u4e2d\n</span></div>\nthe cat sat\n"
 WORDS = "alpha beta gamma delta epsilon zeta class href title object "

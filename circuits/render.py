@@ -1,0 +1,104 @@
+"""Files that show a run: a picture or page of each automaton, and one page of all.
+
+Every file is text or bytes made in memory and then written whole; equal runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from circuits.dot import automaton_dot
+from circuits.page import PageHeader, page_html
+from circuits.svg import automaton_svg, picture_bytes
+from sae_core.errors import GraphError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from circuits.automaton import FeatureAutomaton
+    from circuits.run import Run
+
+FORMATS = ("svg", "html", "dot", "png", "pdf")
+
+
+class Rendered(NamedTuple):
+    """One file to be written."""
+
+    name: str
+    """Its file name."""
+
+    data: bytes
+
+    notes: tuple[str, ...] = ()
+    """What the user should know, such as another layout than asked for."""
+
+
+def choose(run: Run, names: Sequence[str]) -> list[FeatureAutomaton]:
+    """Give the automata of these names, in their order; all of them where none is named.
+
+    Raises:
+        GraphError: the run has no automaton of that name; those it has are listed.
+    """
+    known = {automaton.name: automaton for automaton in run.automata}
+    for name in names:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise GraphError(f"{run.path} has no automaton {name!r}; {has}")
+    return [known[name] for name in names] if names else list(known.values())
+
+
+def zoomed(automaton: FeatureAutomaton, n_states: int | None) -> FeatureAutomaton:
+    """Give an automaton with at most so many states; None leaves it as it is."""
+    if n_states is None or n_states >= len(automaton.states):
+        return automaton
+    return automaton.zoom(n_states)
+
+
+def render(
+    automaton: FeatureAutomaton, output: str, *, run: Run, engine: str = "embedded"
+) -> Rendered:
+    """Draw an automaton in one format.
+
+    Args:
+        automaton: what to draw.
+        output: one of `FORMATS`.
+        run: where it is from, for the head of a page.
+        engine: "embedded", or "dot" for the system's Graphviz.
+
+    Raises:
+        RenderError: the format needs Graphviz and it is not there, or the layout failed.
+    """
+    name = f"{automaton.name}.{output}"
+    if output == "svg":
+        picture = automaton_svg(automaton, engine=engine)
+        return Rendered(name, picture.text.encode(), picture.notes)
+    if output == "html":
+        head = page_header(run, title=automaton.title)
+        return Rendered(name, page_html([automaton], header=head, engine=engine).encode())
+    dot = automaton_dot(automaton)
+    return Rendered(name, dot.encode() if output == "dot" else picture_bytes(dot, output))
+
+
+def page(run: Run, automata: Iterable[FeatureAutomaton], *, engine: str = "embedded") -> str:
+    """Give one page with these automata of a run."""
+    return page_html(list(automata), header=page_header(run), engine=engine)
+
+
+def page_header(run: Run, *, title: str = "Automata") -> PageHeader:
+    """Say what a run was made of."""
+    documents, graph = run.documents, run.graph
+    n_held_out = int(documents["held_out"].sum())
+    notes = [graph.reason] if graph.reason else []
+    if not n_held_out:
+        notes.append("No document was held out, so no score is of unseen text.")
+    facts = {
+        "model": run.model_name,
+        "dictionary": run.sae_name,
+        "hook point": str(run.manifest.settings.get("hook_point", "unknown")),
+        "documents": f"{len(documents):,}, {n_held_out:,} of them held out",
+        "tokens": f"{int(documents['n_tokens'].sum()):,}",
+        "features": f"{run.manifest.d_sae:,}",
+        "edges": f"{len(graph.edges):,}",
+        "run": run.hash,
+    }
+    return PageHeader(title, tuple(facts.items()), tuple(notes))

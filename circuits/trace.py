@@ -1,0 +1,232 @@
+"""Traces: an automaton read over a text, a row a token; and texts drawn from it.
+
+1. By features: the state of each token is the one whose features fire most (`circuits.states`).
+2. By tokens: the automaton alone reads. Outside, a token enters the state that it most often leads
+   to; inside, the most probable arrow on that token is taken, and a token on no arrow leads
+   outside. It knows nothing of text outside its spans, so a token that is common there is entered
+   all the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from circuits.arrivals import arrivals, visits
+from circuits.automaton import EXIT
+from circuits.states import OUTSIDE, has_next, membership, state_sequence
+from sae_core.errors import GraphError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from circuits.automaton import FeatureAutomaton, Transition
+    from sae_core.schema import TokenTable
+
+By = Literal["features", "tokens"]
+MIN_ENTRY = (
+    0.05  # of a state's commonest token; on rarer ones, misfires are more common than entries
+)
+N_PROMOTED = 5  # next tokens named a row; more are not read
+TRACE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "source": pl.String,
+    "doc_id": pl.UInt32,
+    "pos": pl.UInt32,
+    "token_str": pl.String,
+    "byte_end": pl.Int64,
+    "state": pl.Int64,
+    "features": pl.List(pl.UInt32),
+    "probability": pl.Float64,
+    "promoted": pl.List(pl.String),
+}
+
+
+class _Reader(NamedTuple):
+    """An automaton's arrows, by what a reader of tokens looks up."""
+
+    entry: dict[str, int]
+    """token_str -> the state that it most often leads to."""
+
+    steps: dict[tuple[int, str], int | None]
+    """(state, token_str) -> the most probable next state; None for EXIT."""
+
+    chances: dict[tuple[int, str], float]
+    """(state, token_str) -> P(token | state)."""
+
+    promoted: dict[int, list[str]]
+    """State -> its likeliest next tokens."""
+
+
+def trace(
+    automaton: FeatureAutomaton,
+    tokens: TokenTable,
+    *,
+    token_strs: Sequence[str],
+    sources: Mapping[int, str],
+    mean_act: NDArray[np.float64] | None = None,
+    by: By = "features",
+) -> pl.DataFrame:
+    """Run an automaton over tokens.
+
+    Args:
+        automaton: the automaton.
+        tokens: n tokens in text order; by tokens, what fires on them is not looked at.
+        token_strs: printable form of each vocabulary id.
+        sources: doc_id -> where the document came from.
+        mean_act: (d_sae,) mean activation of each feature where it fires; needed by features.
+        by: "features" or "tokens".
+
+    Returns:
+        One row a token: source, doc_id, pos, token_str, byte_end, state (null outside), features
+        (those of the state that fire; none by tokens), probability (of this token from the state
+        before; null when that is outside or of another window, 0 when no arrow of it lists the
+        token), promoted (next tokens).
+
+    Raises:
+        ValueError: by is neither, or mean_act is missing.
+        GraphError: the automaton has a feature that the dictionary has not.
+    """
+    if by not in ("features", "tokens"):
+        raise ValueError(f'by must be "features" or "tokens", got {by!r}')
+    texts = [token_strs[token] for token in tokens.token_ids.tolist()]
+    follows = has_next(tokens)
+    fired: list[list[int]] = [[] for _ in texts]
+    if by == "tokens":
+        states = _read(_reader_of(automaton), texts, follows)
+    else:
+        if mean_act is None:
+            raise ValueError("mean_act is missing; reading by features needs it")
+        states, fired = _states_by_features(automaton, tokens, mean_act)
+    columns = {
+        "source": [sources[doc] for doc in tokens.doc_ids.tolist()],
+        "doc_id": tokens.doc_ids,
+        "pos": tokens.pos,
+        "token_str": texts,
+        "byte_end": tokens.byte_end,
+    }
+    return _frame(automaton, columns, states, fired, follows)
+
+
+def sample(automaton: FeatureAutomaton, n_tokens: int, seed: int) -> list[str]:
+    """Draw a text: a random walk along the arrows, from the most visited state on.
+
+    Args:
+        automaton: the automaton.
+        n_tokens: tokens to draw, >= 0.
+        seed: the same seed gives the same text.
+
+    Returns:
+        n_tokens printable tokens; EXIT starts again. None at all when no arrow names a token.
+
+    Raises:
+        ValueError: n_tokens is negative.
+    """
+    if n_tokens < 0:
+        raise ValueError(f"n_tokens must be >= 0, got {n_tokens}")
+    rng = np.random.default_rng(seed)
+    arrows: dict[int, list[Transition]] = {state.id: [] for state in automaton.states}
+    for step in automaton.transitions:
+        if step.probability > 0 and any(token.share > 0 for token in step.tokens):
+            arrows[step.source].append(step)
+    seen = visits(automaton)
+    start = min((s for s in arrows if arrows[s]), key=lambda s: (-seen[s], s), default=None)
+    out: list[str] = []
+    here = start
+    while start is not None and len(out) < n_tokens:
+        steps = arrows[start if here is None else here]
+        if not steps:  # a state that the automaton never saw left
+            here = start
+            continue
+        step = steps[_draw([step.probability for step in steps], rng)]
+        out.append(step.tokens[_draw([token.share for token in step.tokens], rng)].token_str)
+        here = step.target if isinstance(step.target, int) else start
+    return out
+
+
+def _draw(weights: Sequence[float], rng: np.random.Generator) -> int:
+    shares = np.array(weights)
+    return int(rng.choice(len(shares), p=shares / shares.sum()))
+
+
+def _reader_of(automaton: FeatureAutomaton) -> _Reader:
+    """Look up the automaton's arrows; ties go to the lowest state, EXIT last."""
+    entry: dict[str, tuple[float, int]] = {}
+    for state, mass in sorted(arrivals(automaton).items()):
+        floor = MIN_ENTRY * max(mass.values(), default=0.0)
+        for text, pairs in mass.items():
+            if pairs >= floor and pairs > entry.get(text, (0.0, 0))[0]:
+                entry[text] = (pairs, state)
+    best: dict[tuple[int, str], tuple[float, int | None]] = {}
+    chances: dict[tuple[int, str], float] = {}
+    order = sorted(automaton.transitions, key=lambda step: (step.target == EXIT, str(step.target)))
+    for step in order:
+        target = step.target if isinstance(step.target, int) else None
+        for token in step.tokens:
+            key, chance = (step.source, token.token_str), step.probability * token.share
+            chances[key] = chances.get(key, 0.0) + chance
+            if chance > best.get(key, (0.0, None))[0]:
+                best[key] = (chance, target)
+    promoted: dict[int, list[tuple[float, str]]] = {state.id: [] for state in automaton.states}
+    for (state, text), chance in chances.items():
+        promoted[state].append((-chance, text))
+    return _Reader(
+        {text: state for text, (_, state) in entry.items()},
+        {key: target for key, (_, target) in best.items()},
+        {key: min(1.0, chance) for key, chance in chances.items()},
+        {state: [text for _, text in sorted(of)[:N_PROMOTED]] for state, of in promoted.items()},
+    )
+
+
+def _read(reader: _Reader, texts: Sequence[str], follows: NDArray[np.bool_]) -> list[int | None]:
+    states: list[int | None] = []
+    here: int | None = None
+    for text, goes_on in zip(texts, follows.tolist(), strict=True):
+        here = reader.entry.get(text) if here is None else reader.steps.get((here, text))
+        states.append(here)
+        if not goes_on:
+            here = None
+    return states
+
+
+def _states_by_features(
+    automaton: FeatureAutomaton, tokens: TokenTable, mean_act: NDArray[np.float64]
+) -> tuple[list[int | None], list[list[int]]]:
+    if automaton.features and automaton.features[-1] >= len(mean_act):
+        raise GraphError(
+            f"automaton {automaton.name} has feature {automaton.features[-1]}, but the dictionary "
+            f"has {len(mean_act)}; trace it over the run that it was found in"
+        )
+    groups = [state.features for state in automaton.states]
+    sequence = state_sequence(tokens, groups, mean_act)
+    ids = [state.id for state in automaton.states]
+    states = [None if at == OUTSIDE else ids[at] for at in sequence.tolist()]
+    rows = np.repeat(np.arange(len(sequence)), np.diff(tokens.indptr))
+    state_of = membership(groups, len(mean_act))[tokens.features]
+    mine = (state_of != OUTSIDE) & (state_of == sequence[rows])
+    ends = np.cumsum(np.bincount(rows[mine], minlength=len(sequence))).tolist()
+    kept = tokens.features[mine].tolist()
+    starts = [0, *ends[:-1]]
+    return states, [kept[a:b] for a, b in zip(starts, ends, strict=True)] if ends else []
+
+
+def _frame(
+    automaton: FeatureAutomaton,
+    columns: dict[str, Any],
+    states: Sequence[int | None],
+    fired: Sequence[Sequence[int]],
+    follows: NDArray[np.bool_],
+) -> pl.DataFrame:
+    reader = _reader_of(automaton)
+    before: list[int | None] = [None, *states[:-1]] if states else []
+    joined = [False, *follows[:-1].tolist()]
+    chances = [
+        None if state is None or not linked else reader.chances.get((state, text), 0.0)
+        for state, linked, text in zip(before, joined, columns["token_str"], strict=False)
+    ]
+    told = [[] if state is None else reader.promoted[state] for state in states]
+    rest = {"state": states, "features": fired, "probability": chances, "promoted": told}
+    return pl.DataFrame(columns | rest, schema=TRACE_SCHEMA)

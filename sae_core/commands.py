@@ -1,0 +1,222 @@
+"""The commands left of the run: text in, runs, models and dictionaries out.
+
+Options become settings, one function is called, and what was done is said with the next command.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sae_core import console
+from sae_core.console import PATH, force_option, json_option, output_option, texts_argument
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sae_core.gather import GatherResult
+
+PRECISION = click.Choice(["float32", "bfloat16"])
+SAE_HELP = "Dictionary: an embedded one (A/0), `neurons`, or a folder."
+
+model_option = click.option("--model", default="embedded", help="Model: `embedded`, or a folder.")
+sae_option = click.option("--sae", default="A/0", help=SAE_HELP)
+hook_option = click.option("--hook-point", help="Where the dictionary reads  [default: its own]")
+skip_option = click.option(
+    "--skip-bad-rows", is_flag=True, help="Count and leave out table rows without text."
+)
+max_tokens_option = click.option(
+    "--max-tokens", type=click.IntRange(1), help="Read at most so many tokens."
+)
+
+
+@click.command("gather")
+@texts_argument
+@output_option("Run directory to write, or to go on with.")
+@model_option
+@sae_option
+@hook_option
+@max_tokens_option
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.2,
+    help="Share of the documents set aside for scoring.",
+)
+@click.option(
+    "--keep-acts/--no-keep-acts", default=True, help="Keep activations; automata need them."
+)
+@skip_option
+@force_option
+def gather_command(texts: tuple[str, ...], output: Path, **options: Any) -> None:
+    r"""Read TEXT (files, folders, globs or -) with a model and a dictionary into a run directory.
+
+    \b
+    Example:
+      circuits gather pages/*.html -o run
+    """
+    done = gather_said(texts, out=output, **options)
+    console.say(f"Next: circuits graph {done.run}")
+
+
+@click.command("merge")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@output_option("Run directory to write.")
+@force_option
+def merge_command(runs: tuple[Path, ...], output: Path, *, force: bool) -> None:
+    r"""Add up runs of one model, dictionary and settings.
+
+    \b
+    Example:
+      circuits merge monday tuesday -o week
+    """
+    from sae_core.merge import merge_runs
+
+    with console.usage_errors():
+        manifest = merge_runs(runs, output, force=force)
+    n_tokens = sum(shard.n_tokens for shard in manifest.shards)
+    console.say(f"{output}: {n_tokens:,} tokens of {len(runs)} runs. Next: circuits graph {output}")
+
+
+@click.command("evaluate")
+@texts_argument
+@click.option("--sae", "saes", multiple=True, default=["A/0"], help=SAE_HELP)
+@model_option
+@hook_option
+@skip_option
+@json_option
+def evaluate_command(
+    texts: tuple[str, ...], saes: tuple[str, ...], *, as_json: bool, **options: Any
+) -> None:
+    r"""Measure dictionaries on TEXT: sparsity, error, and how much of the model's loss they keep.
+
+    \b
+    Example:
+      circuits evaluate page.html --sae A/0
+    """
+    from sae_core.evaluate import evaluate_texts
+
+    rows = [evaluate_texts(texts, sae=sae, **options).to_dict() for sae in saes]
+    console.emit(rows, as_json=as_json)
+
+
+@click.command("train-model")
+@click.argument("train", type=PATH)
+@click.argument("validation", type=PATH)
+@output_option("Folder to write to, or to go on in.")
+@click.option("--tokenizer", type=PATH, required=True, help="tokenizer.json of the token ids.")
+@click.option("--tokens", type=click.IntRange(1), required=True, help="Tokens to train on.")
+@click.option(
+    "--d-model", type=click.IntRange(1), default=128, help="Width of the residual stream."
+)
+@click.option("--n-heads", type=click.IntRange(1), default=4, help="Attention heads.")
+@click.option("--d-mlp", type=click.IntRange(1), default=512, help="Neurons of the MLP.")
+@click.option("--n-ctx", type=click.IntRange(2), default=256, help="Longest window, tokens.")
+@click.option("--batch-windows", type=click.IntRange(1), default=32, help="Windows a step.")
+@click.option("--lr", type=float, default=3e-3, help="Learning rate of the stable phase.")
+@click.option("--warm-up-steps", type=click.IntRange(0), default=200, help="Steps of linear rise.")
+@click.option("--seed", type=int, default=0, help="Seed of weights and order.")
+@click.option("--precision", type=PRECISION, default="bfloat16", help="Of the matrix products.")
+@click.option("--checkpoint-every", type=click.IntRange(1), default=250, help="Steps.")
+def train_model_command(
+    train: Path,
+    validation: Path,
+    *,
+    output: Path,
+    tokenizer: Path,
+    tokens: int,
+    d_model: int,
+    n_heads: int,
+    d_mlp: int,
+    n_ctx: int,
+    **options: Any,
+) -> None:
+    r"""Train a one-layer transformer on TRAIN, a file of uint16 token ids; go on where one stopped.
+
+    \b
+    Example:
+      circuits train-model train.bin val.bin -o model --tokenizer tokenizer.json --tokens 24000000
+    """
+    from sae_core.byte_tokenizer import ByteTokenizer
+    from sae_core.train_model import TrainModelConfig, train_model
+    from sae_core.transformer import ModelConfig
+
+    d_vocab = len(ByteTokenizer(tokenizer).vocabulary)
+    with console.usage_errors():
+        sizes = ModelConfig(
+            d_model=d_model, n_heads=n_heads, d_mlp=d_mlp, n_ctx=n_ctx, d_vocab=d_vocab
+        )
+        config = TrainModelConfig(n_tokens=tokens, model=sizes, **options)
+    train_model(train, validation, output, config, tokenizer=tokenizer)
+    console.say(f"{output}: trained. Next: circuits train-sae {output} {train} -o sae")
+
+
+@click.command("train-sae")
+@click.argument("model", type=PATH)
+@click.argument("train", type=PATH)
+@output_option("Folder to write to, or to go on in.")
+@click.option("--features", type=click.IntRange(1), required=True, help="Features to learn.")
+@click.option("--active", type=click.IntRange(1), required=True, help="Features active on a token.")
+@click.option(
+    "--activations", type=click.IntRange(1), required=True, help="Activations to train on."
+)
+@click.option("--hook-point", default="blocks.0.mlp.hook_post", help="Where activations are read.")
+@click.option("--batch-size", type=click.IntRange(1), default=4096, help="Activations a step.")
+@click.option("--lr", type=float, default=1e-3, help="Learning rate on the plateau.")
+@click.option("--warm-up-steps", type=click.IntRange(0), default=200, help="Steps of linear rise.")
+@click.option("--seed", type=int, default=0, help="Seed of weights and order.")
+@click.option("--precision", type=PRECISION, default="bfloat16", help="Of the matrix products.")
+@click.option(
+    "--block-windows", type=click.IntRange(1), default=512, help="Windows shuffled at once."
+)
+@click.option("--checkpoint-every", type=click.IntRange(1), default=1000, help="Steps.")
+def train_sae_command(
+    model: Path,
+    train: Path,
+    *,
+    output: Path,
+    features: int,
+    active: int,
+    activations: int,
+    **options: Any,
+) -> None:
+    r"""Train a TopK dictionary on the activations of MODEL over TRAIN; go on where one stopped.
+
+    \b
+    Example:
+      circuits train-sae model train.bin -o sae --features 512 --active 10 --activations 40000000
+    """
+    from sae_core.train_sae import TrainSaeConfig, train_sae_on_model
+    from sae_core.transformer import load_transformer
+
+    d_in = load_transformer(model).config.d_mlp
+    with console.usage_errors():
+        config = TrainSaeConfig(
+            d_in=d_in, d_sae=features, k=active, n_activations=activations, **options
+        )
+    train_sae_on_model(model, train, output, config)
+    console.say(f"{output}: trained. Next: circuits evaluate TEXT --sae {output}")
+
+
+def gather_said(texts: Sequence[str], **options: Any) -> GatherResult:
+    """Gather, with progress, and say what was done; see `sae_core.gather.gather`."""
+    from sae_core.gather import gather as gather_texts
+
+    with console.progress_line("bytes") as progress:
+        done = gather_texts(texts, progress=progress, **options)
+    odd = "".join(f", {name} {n}" for name, n in done.notes.items() if n)
+    state = "complete" if done.n_new_tokens == 0 else f"{done.n_new_tokens:,} new tokens"
+    total = f"{done.n_tokens:,} tokens of {done.n_documents:,} documents"
+    console.say(f"{done.run}: {state}; {total}{odd}.")
+    return done
+
+
+COMMANDS = (
+    gather_command,
+    merge_command,
+    evaluate_command,
+    train_model_command,
+    train_sae_command,
+)
