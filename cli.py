@@ -277,7 +277,12 @@ def show(run: Path, what: str, *, as_json: bool) -> None:
 @click.option("--by", type=click.Choice(["features", "tokens"]), default="features", help="Reader.")
 @json_option
 def trace(
-    run: Path, name: str, texts: tuple[str, ...], by: Literal["features", "tokens"], as_json: bool
+    run: Path,
+    name: str,
+    texts: tuple[str, ...],
+    *,
+    by: Literal["features", "tokens"],
+    as_json: bool,
 ) -> None:
     r"""Run automaton NAME over TEXT: its state on each token, and what it expects next.
 

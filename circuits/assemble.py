@@ -1,9 +1,8 @@
 """A set of features -> an automaton: states, labelled transitions, examples and scores.
 
-1. Each feature starts as a state of its own; states are merged where that loses least information.
-2. A state that says little about what comes next (a feature that is merely on) is dropped, and step 1 is redone.
-3. Steps of the final states are counted on training text; every row, EXIT included, sums to 1.
-4. The same states are run over held-out text for the scores.
+1. The set is shaped into states (`shape`), on part of the training text.
+2. Steps of the states are counted on all of it; every row, EXIT included, sums to 1.
+3. The same states are run over held-out text for the scores.
 """
 
 from __future__ import annotations
@@ -16,15 +15,8 @@ import numpy as np
 from circuits.automaton import EXIT, EdgeToken, Example, FeatureAutomaton, State, Transition
 from circuits.fidelity import Scores, held_out_scores, training_scores
 from circuits.naming import slug_of, title_of
-from circuits.states import (
-    information_bits,
-    merge_order,
-    merged_groups,
-    outcome_table,
-    state_sequence,
-    steps_of,
-    transition_matrix,
-)
+from circuits.shape import MIN_STATE_STEPS, Text, shape
+from circuits.states import state_sequence, steps_of, transition_matrix
 from circuits.summarise import summarise
 
 if TYPE_CHECKING:
@@ -37,28 +29,10 @@ if TYPE_CHECKING:
     from sae_core.schema import TokenTable
 
 MIN_STEPS = 200  # a row of probabilities counted on fewer steps is off by more than 0.03
-MIN_STATE_STEPS = 25  # with fewer, a count's relative error 1 / sqrt(n) is over 20 %
-MIN_STATE_BITS = 0.3  # a state that says less about what comes next is no state
-KEPT_INFORMATION = (
-    0.8  # states are merged until less than this share of what they say would be left
-)
-MAX_STATES = 8  # what a person reads in one picture
-MAX_OUTCOMES = 3000  # (token, next state) kinds told apart while merging; the rest is one
+MIN_RETENTION_LIFT = 1.5  # a set that is left about as often as any tokens are is no automaton
 MAX_TOKENS = 20  # tokens kept on a transition
 N_EXAMPLES = 3
 BEFORE, AFTER = 5, 3  # tokens of an example around the one that fires
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokens to count on, with all that is needed to read them."""
-
-    tokens: TokenTable
-    mean_act: NDArray[np.float64]
-    """(d_sae,) mean activation of each feature where it fires."""
-
-    token_strs: list[str]
-    """Printable form of each vocabulary id."""
 
 
 @dataclass(frozen=True)
@@ -79,30 +53,28 @@ class Draft:
         return frozenset(feature for group in self.groups for feature in group)
 
 
-def draft_of(proposal: Proposal, text: Text) -> Draft | None:
+def draft_of(proposal: Proposal, text: Text, sample: Text) -> Draft | None:
     """Turn a set of features into states.
 
     Args:
         proposal: the set and how it was found.
-        text: training text.
+        text: training text, on which the steps are counted.
+        sample: part of it, on which the states are shaped.
 
     Returns:
         The states and how they ran; None when the set does not run as an automaton.
     """
-    groups = [(feature,) for feature in proposal.features]
-    for _ in range(len(groups)):
-        if not groups:
-            return None
-        groups, dropped = _without_idle(_merged(groups, text), text, proposal.kind)
-        if not dropped:
-            break
-        groups = [(feature,) for group in groups for feature in group]
+    groups = shape(proposal, sample)
+    if not groups:
+        return None
     sequence = state_sequence(text.tokens, groups, text.mean_act)
     steps = steps_of(text.tokens, sequence)
     kind = _kind_of(transition_matrix(steps, len(groups)), len(groups), proposal.kind)
     if len(steps.rows) < MIN_STEPS or kind is None:
         return None
     scores = training_scores(text.tokens, sequence, steps, len(groups))
+    if scores.retention_lift < MIN_RETENTION_LIFT:
+        return None
     return Draft(kind, tuple(groups), sequence, steps, scores)
 
 
@@ -135,56 +107,6 @@ def automaton_of(
         transitions=transitions,
         provenance=dict(provenance),
     )
-
-
-def _merged(groups: list[tuple[int, ...]], text: Text) -> list[tuple[int, ...]]:
-    if len(groups) < 3:
-        return groups
-    counts = _outcomes(groups, text)
-    order = merge_order(counts)
-    left = information_bits(counts)
-    floor = KEPT_INFORMATION * left
-    n_states = len(groups)
-    for merge in order:
-        left -= merge.loss_bits
-        if n_states <= MAX_STATES and left < floor:
-            break
-        n_states -= 1
-    return merged_groups(groups, order, max(2, n_states))
-
-
-def _outcomes(groups: Sequence[Sequence[int]], text: Text) -> NDArray[np.int64]:
-    sequence = state_sequence(text.tokens, groups, text.mean_act)
-    counts, _ = outcome_table(steps_of(text.tokens, sequence), len(groups))
-    if counts.shape[1] <= MAX_OUTCOMES:
-        return counts
-    by_size = np.argsort(-counts.sum(axis=0), kind="stable")
-    rest = counts[:, by_size[MAX_OUTCOMES:]].sum(axis=1, keepdims=True)
-    return np.hstack([counts[:, by_size[:MAX_OUTCOMES]], rest])
-
-
-def _without_idle(
-    groups: list[tuple[int, ...]], text: Text, kind: str
-) -> tuple[list[tuple[int, ...]], bool]:
-    """Leave out states that are hardly ever current, or say little about what comes next."""
-    sequence = state_sequence(text.tokens, groups, text.mean_act)
-    counts, _ = outcome_table(steps_of(text.tokens, sequence), len(groups))
-    n_steps = counts.sum(axis=1)
-    keep = n_steps >= MIN_STATE_STEPS
-    if kind != "loop" and len(groups) > 1:
-        keep &= _bits_said(counts) >= MIN_STATE_BITS
-    kept = [group for group, good in zip(groups, keep, strict=True) if good]
-    return kept, len(kept) < len(groups)
-
-
-def _bits_said(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give KL(outcomes of a state || outcomes of all), in bits, for each state."""
-    n_steps = counts.sum(axis=1, keepdims=True)
-    own = counts / np.maximum(n_steps, 1)
-    overall = counts.sum(axis=0) / max(1, int(counts.sum()))
-    ratio = np.divide(own, overall, out=np.ones_like(own), where=own > 0)
-    bits: NDArray[np.float64] = (own * np.log2(ratio)).sum(axis=1)
-    return bits
 
 
 def _kind_of(counts: NDArray[np.int64], n_states: int, found_as: str) -> str | None:
@@ -233,7 +155,7 @@ def _states(draft: Draft, text: Text) -> tuple[State, ...]:
         rows = np.flatnonzero(draft.sequence == state)
         tokens = _edge_tokens(text.tokens.token_ids[rows].astype(np.int32), text.token_strs)
         label = summarise([(token.token_str, token.share) for token in tokens])
-        examples = _examples(draft.sequence, rows, text, set(features))
+        examples = _examples(rows, text, set(features))
         states.append(State(state, label, _by_use(features, rows, text), examples))
     return tuple(states)
 
@@ -249,13 +171,12 @@ def _by_use(features: Sequence[int], rows: NDArray[np.int64], text: Text) -> tup
 
 
 def _examples(
-    sequence: NDArray[np.int32], rows: NDArray[np.int64], text: Text, features: set[int]
+    rows: NDArray[np.int64], text: Text, features: set[int]
 ) -> tuple[Example, ...]:
-    """Take snippets at even distances through the text, one a document where possible."""
+    """Take snippets at even distances through the text."""
     if len(rows) == 0:
         return ()
     picks = rows[np.linspace(0, len(rows) - 1, N_EXAMPLES + 2).astype(np.int64)[1:-1]]
-    del sequence
     return tuple(_example(int(row), text, features) for row in dict.fromkeys(picks.tolist()))
 
 

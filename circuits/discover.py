@@ -14,22 +14,29 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
-from circuits.assemble import Draft, Text, automaton_of, draft_of
+from circuits.assemble import Draft, automaton_of, draft_of
 from circuits.fidelity import HELD_OUT
 from circuits.propose import propose
+from circuits.shape import Text, subsample
 from sae_core.errors import GraphError
 from sae_core.files import write_parquet, write_text
+from sae_core.store import select_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from circuits.automaton import FeatureAutomaton
     from circuits.graph import FeatureGraph
+    from circuits.propose import Proposal
     from circuits.run import Run
+    from sae_core.schema import TokenTable
 
 MAX_OVERLAP = 0.5  # two sets of one kind sharing more than half of their features are one
+SAME_SET = 0.8  # candidates of a kind with this Jaccard similarity are shaped once
+SHAPE_TOKENS = 250_000  # tokens on which states are shaped; counts of 25 are then shares of 1e-4
 MAX_PER_KIND = 10  # more of a kind are not read
 KINDS = ("system", "pair", "chain", "loop")
 TRAINING_SCORES = ("retention", "retention_lift", "bits_saved", "coverage")
@@ -52,16 +59,27 @@ def find_automata(
     """
     run = _run_of(graph)
     say = progress or (lambda _: None)
-    text = _training_text(run)
-    proposals = propose(run.graph.edges, len(text.mean_act))
+    text, held_out = _texts(run)
+    sample = replace(text, tokens=subsample(text.tokens, SHAPE_TOKENS))
+    proposals = distinct(propose(run.graph.edges, len(text.mean_act)))
     say(f"{len(proposals)} candidate sets")
-    drafts = [draft for one in proposals if (draft := draft_of(one, text)) is not None]
+    drafts = [draft for one in proposals if (draft := draft_of(one, text, sample)) is not None]
     ranked = rank(drafts)
     say(f"{len(ranked)} automata")
-    held_out = run.tokens(held_out=True)
     provenance = {"run": run.hash, "model": run.model_name, "sae": run.sae_name}
     found = [automaton_of(draft, text, held_out, provenance) for draft in ranked]
-    return _numbered(found)
+    return [automaton.with_run(run) for automaton in _numbered(found)]
+
+
+def distinct(proposals: Sequence[Proposal]) -> list[Proposal]:
+    """Leave out sets of a kind that hardly differ from an earlier one."""
+    kept: list[Proposal] = []
+    for one in proposals:
+        rivals = (set(other.features) for other in kept if other.kind == one.kind)
+        mine = set(one.features)
+        if all(len(mine & other) < SAME_SET * len(mine | other) for other in rivals):
+            kept.append(one)
+    return kept
 
 
 def rank(drafts: Sequence[Draft]) -> list[Draft]:
@@ -127,9 +145,14 @@ def _run_of(graph: FeatureGraph | Run) -> Run:
     return found
 
 
-def _training_text(run: Run) -> Text:
+def _texts(run: Run) -> tuple[Text, TokenTable]:
+    """Read the text to count on and the held-out text."""
+    tokens = run.tokens()
+    held = run.documents.filter("held_out")["doc_id"].to_numpy()
+    is_held = np.isin(tokens.doc_ids, held)
     strs = run.vocabulary.sort("token_id")["token_str"].to_list()
-    return Text(run.tokens(held_out=False), run.mean_acts, strs)
+    text = Text(select_tokens(tokens, ~is_held), run.mean_acts, strs)
+    return text, select_tokens(tokens, is_held)
 
 
 def _value(draft: Draft) -> float:

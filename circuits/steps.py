@@ -55,8 +55,8 @@ def automata_rows(run: Path, *, say: Callable[[str], None]) -> list[dict[str, An
     write_automata(run, found)
     if not found:
         n_edges = len(opened.graph.edges)
-        why = opened.graph.reason or f"none of the sets that its {n_edges:,} edges propose runs"
-        say(f"No automaton was found: {why}. More text may give some.")
+        tried = f"none of the sets that its {n_edges:,} edges propose runs; give more text"
+        say(f"No automaton was found: {opened.graph.reason or tried}.")
     return index_frame(found).to_dicts()
 
 

@@ -2,7 +2,7 @@ r"""Labels: a list of tokens with shares, said as a person would write it.
 
 1. A few tokens that carry most of the mass are written out: `<`, `</`.
 2. Otherwise a class that fits nearly all of it names the whole: `[0-9]+`, `[A-Z]+`, `Tamil`.
-3. Otherwise the largest tokens are written, and how many more there are.
+3. Otherwise the largest tokens are written, and an ellipsis.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 MANY_SHARE = 0.8  # a handful of tokens, or one class, must carry this share of the mass to name it
 MAX_WRITTEN = 4  # more than four tokens on an arrow are not read
+ELLIPSIS = "\u2026"  # there are more
 MIN_SHARE = 0.08  # a token below this share of the largest few is not worth its room
 
 _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"[0-9]+", r" ?[0-9]+"),
     (r"[A-Z]+", r"[A-Z]{1,}"),
-    ("punctuation", r" ?[!-/:-@\[-`{-~]+"),
     ("line breaks, spaces", r"(?:\\n|\\t|\\u\{d\}| )+"),
     ("[A-Za-z0-9+/]+", r"(?=.*[0-9A-Z+/])[A-Za-z0-9+/]+"),
     ("bytes of split characters", r"(?:\\x[0-9a-f]{2})+"),
@@ -57,8 +57,7 @@ def summarise(tokens: Sequence[tuple[str, float]]) -> str:
     name = _class_of(tokens, total)
     if name:
         return name
-    rest = len(tokens) - len(written)
-    return "  ".join(text for text, _ in written) + (f"  +{rest}" if rest > 0 else "")
+    return "  ".join([*(text for text, _ in written), ELLIPSIS])
 
 
 def _written(tokens: Sequence[tuple[str, float]], total: float) -> list[tuple[str, float]]:

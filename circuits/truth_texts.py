@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from circuits.labels import LABELERS
 from circuits.states import state_sequence
 from circuits.truth import package_groups, presence_of, token_labels, truth_rows
 from sae_core.errors import GraphError
-from sae_core.schema import TokenTable
+from sae_core.store import select_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from circuits.run import Run
     from circuits.truth import TruthRow
     from circuits.votes import Presence
+    from sae_core.schema import TokenTable
 
 HEAD_BYTES = 1024
 _HTML = re.compile(rb"<html|<!doctype html", re.IGNORECASE)
@@ -77,7 +79,7 @@ def truth_text(run: Run, kind: str, *, held_out: bool | None) -> TruthText:
             f"{run.path} has no {which}document that is {kind}"
             f"{f' (named {endings})' if endings else ''}; gather some, or give --all-documents"
         )
-    kept = rows_of(tokens, np.isin(tokens.doc_ids, list(chosen)))
+    kept = select_tokens(tokens, np.isin(tokens.doc_ids, list(chosen)))
     return TruthText(kind, kept, chosen, {doc_id: sources[doc_id] for doc_id in chosen})
 
 
@@ -120,29 +122,12 @@ def score(
     )
 
 
-def rows_of(table: TokenTable, keep: NDArray[np.bool_]) -> TokenTable:
-    """Give some tokens of a table, with what fires on them."""
-    counts = np.diff(table.indptr)
-    entries = np.repeat(keep, counts)
-    return TokenTable(
-        table.doc_ids[keep],
-        table.window_ids[keep],
-        table.pos[keep],
-        table.token_ids[keep],
-        table.byte_start[keep],
-        table.byte_end[keep],
-        np.concatenate(([0], np.cumsum(counts[keep]))),
-        table.features[entries],
-        table.acts[entries],
-        table.promotions[entries],
-    )
-
-
 def _is_kind(kind: str, source: str, data: bytes) -> bool:
     if kind not in _ENDINGS:
         return True
     name = source.lower().removesuffix(".gz").removesuffix(".zst")
-    begins = kind == "html" and _HTML.search(data[:HEAD_BYTES]) is not None
+    head = data[:HEAD_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()
+    begins = kind == "html" and head.startswith(b"<") and _HTML.search(head) is not None
     return begins or name.endswith(_ENDINGS[kind])
 
 
@@ -188,4 +173,4 @@ def _aligned(tokens: TokenTable, neurons: Run) -> tuple[TokenTable, Presence]:
 def _masked(table: TokenTable, rows: NDArray[np.int64]) -> TokenTable:
     keep = np.zeros(len(table.doc_ids), dtype=np.bool_)
     keep[rows] = True
-    return rows_of(table, keep)
+    return select_tokens(table, keep)

@@ -206,10 +206,11 @@ def gather_said(texts: Sequence[str], **options: Any) -> GatherResult:
 
     with console.progress_line("bytes") as progress:
         done = gather_texts(texts, progress=progress, **options)
-    odd = "".join(f", {name} {n}" for name, n in done.notes.items() if n)
     state = "complete" if done.n_new_tokens == 0 else f"{done.n_new_tokens:,} new tokens"
     total = f"{done.n_tokens:,} tokens of {done.n_documents:,} documents"
-    console.say(f"{done.run}: {state}; {total}{odd}.")
+    console.say(f"{done.run}: {state}; {total}.")
+    for sentence in done.sentences:
+        console.say(sentence)
     return done
 
 

@@ -42,8 +42,8 @@ force_option = click.option("--force", is_flag=True, help="Replace what is there
 
 def output_option(words: str, *, default: str | None = None) -> Callable[[Any], Any]:
     """Give the option -o, the same everywhere; required where it has no default."""
-    required = default is None
-    return click.option("-o", "--output", type=PATH, required=required, default=default, help=words)
+    given: dict[str, Any] = {"required": True} if default is None else {"default": default}
+    return click.option("-o", "--output", type=PATH, help=words, **given)
 
 
 class Stopped(BaseException):
@@ -208,8 +208,8 @@ def _code_of(run: Callable[[], Any]) -> int:
     """Run, say what went wrong, and give the exit code."""
     try:
         result = run()
-    except SystemExit as err:  # click leaves so when stdout was closed
-        return 0 if isinstance(err.__context__, OSError) else int(err.code or 0)
+    except SystemExit:  # click leaves so, and only so, when the reader of stdout is gone
+        return 0
     except click.ClickException as err:
         _say_usage(err)
         return err.exit_code

@@ -34,6 +34,7 @@ from sae_core.schema import GatherSettings, Shard, TokenTable
 from sae_core.store import (
     DOCUMENT_SCHEMA,
     Manifest,
+    select_tokens,
     write_manifest,
     write_tokens,
 )
@@ -53,6 +54,7 @@ BATCH_WINDOWS = (
 )
 WARM_UP_SHARE = 0.25  # of n_ctx: context is back, and a quarter more work
 PARTS = "parts"
+HALF = 0.5  # a larger held-out share is meant; with a smaller one, chance took the few documents
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class GatherResult:
 
     notes: dict[str, int]
     """What was skipped or odd: empty files, duplicates, invalid UTF-8."""
+
+    sentences: tuple[str, ...] = ()
+    """The same in words, unfinished files by name; none when the run was complete before."""
 
 
 def gather(
@@ -177,7 +182,14 @@ class _Gatherer:
         if not manifest.shards:
             raise TextError("the inputs hold no text; give files with at least one token")
         manifest = self._finish(manifest)
-        return _result(self.run, manifest, sum(s.n_tokens for s in manifest.shards) - n_before)
+        done = _result(self.run, manifest, sum(s.n_tokens for s in manifest.shards) - n_before)
+        return replace(done, sentences=(*self.plan.counts.sentences(), *self._warnings()))
+
+    def _warnings(self) -> list[str]:
+        held_out = pl.read_parquet(self.run / "documents.parquet")["held_out"]
+        if not held_out.all() or self.settings.held_out > HALF:
+            return []
+        return ["Every document is held out, so nothing is counted; give more, or --held-out 0"]
 
     def _windows(self) -> Iterator[WindowRow]:
         has_start = self.model.start_token is not None
@@ -201,7 +213,7 @@ class _Gatherer:
         shutil.rmtree(part, ignore_errors=True)
         write_tokens(self.run / f"tokens/{name}.parquet", table, keep_acts=self.settings.keep_acts)
         held_out = np.array([row.document.held_out for row in windows], dtype=np.bool_)
-        counted = _rows_of(table, ~held_out[table.window_ids - windows[0].window_id])
+        counted = select_tokens(table, ~held_out[table.window_ids - windows[0].window_id])
         sums = statistics.collect(counted, self.settings.d_sae, self.settings.d_vocab)
         statistics.save(sums, part / "statistics")
         write_parquet(part / "documents.parquet", _document_rows(windows, table))
@@ -304,14 +316,6 @@ def _concat(tables: list[TokenTable]) -> TokenTable:
     names = [name for name in TokenTable._fields if name != "indptr"]
     columns = {name: joined(name) for name in names}
     return TokenTable(indptr=np.concatenate(([0], np.cumsum(counts))), **columns)
-
-
-def _rows_of(table: TokenTable, keep: np.ndarray) -> TokenTable:
-    counts = np.diff(table.indptr)
-    entries = np.repeat(keep, counts)
-    columns = [column[keep] for column in table[:6]]
-    lists = [values[entries] for values in table[7:]]
-    return TokenTable(*columns, np.concatenate(([0], np.cumsum(counts[keep]))), *lists)
 
 
 def _document_rows(windows: list[WindowRow], table: TokenTable) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from sae_core import __version__, statistics
@@ -30,6 +31,7 @@ from sae_core.store import (
     read_tokens,
     read_vocabulary,
     token_files,
+    verify,
     write_manifest,
 )
 
@@ -94,6 +96,9 @@ def _opened(run: Path, target: Path) -> _Part:
     manifest, documents = read_manifest(run), read_documents(run)
     if not manifest.complete:
         raise StoreError(f"{run} is not finished; run the same `circuits gather` again")
+    for check in verify(run):
+        if not check.ok:
+            raise StoreError(f"{run / check.file}: {check.reason}; gather {run} again")
     if documents.is_empty():
         raise StoreError(f"{run} has no documents; leave it out")
     return _Part(run, manifest, documents)
@@ -193,17 +198,18 @@ def _copied(
 ) -> tuple[list[Shard], int]:
     """Copy a run's tokens under new numbers; give its shards and the window numbers it took."""
     known = {f"tokens/{shard.name}.parquet": shard for shard in part.manifest.shards}
-    shards, last = [], -1
+    shards, n_taken = [], 0
     for at, file in enumerate(token_files(part.path), start=n_shards):
         frame = read_parquet(file)
-        last = max(last, int(frame["window_id"].to_numpy().max(initial=-1)))
+        ids = frame["window_id"].to_numpy()
+        n_taken = max(n_taken, int(ids.max()) + 1 if len(ids) else 0)
         shifted = _shifted(frame, {"doc_id": n_documents, "window_id": n_windows})
         name = f"tokens/{at:05d}.parquet"
         write_parquet(out / name, shifted)
         same = known.get(f"tokens/{file.name}")
-        windows = same.n_windows if same else frame["window_id"].n_unique()
+        windows = same.n_windows if same else len(np.unique(ids))
         shards.append(Shard(f"{at:05d}", len(frame), windows, {name: sha256_of(out / name)}))
-    return shards, last + 1
+    return shards, n_taken
 
 
 def _shifted(frame: pl.DataFrame, by: dict[str, int]) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sae_core import __version__
 from sae_core.errors import StoreError, StoreMismatchError
 from sae_core.files import LOCK_NAME
-from sae_core.store import Manifest, is_run, read_manifest, write_manifest
+from sae_core.store import MANIFEST, Manifest, is_run, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ def refuse_foreign(run: Path) -> None:
     """
     if run.exists() and not run.is_dir():
         raise StoreError(f"{run} is a file; choose a folder with -o")
-    if run.is_dir() and not is_run(run) and any(p.name != LOCK_NAME for p in run.iterdir()):
+    if run.is_dir() and not is_run(run) and not all(map(_is_leftover, run.iterdir())):
         raise StoreError(f"{run} holds files that are no run; choose another folder with -o")
 
 
@@ -56,6 +56,8 @@ def open_manifest(run: Path, settings: GatherSettings, *, force: bool) -> Manife
         complete=False,
         package_version=__version__,
     )
+    for stray in run.rglob("*.tmp"):  # half files of a writer that was killed
+        stray.unlink()
     if is_run(run) and not force:
         found = read_manifest(run)
         _refuse_other(run, found.settings, fresh.settings)
@@ -81,3 +83,9 @@ def _refuse_other(run: Path, found: Mapping[str, object], wanted: Mapping[str, o
             f"{run} was made with {name} {found.get(name)!r}, now {wanted[name]!r} is asked for; "
             "choose another folder with -o, or replace it with --force"
         )
+
+
+def _is_leftover(path: Path) -> bool:
+    """Say whether a file may be what a writer left that was killed before its first manifest."""
+    is_half = path.name.startswith(MANIFEST) and path.suffix == ".tmp"
+    return path.name == LOCK_NAME or is_half

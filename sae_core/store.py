@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 MANIFEST = "manifest.json"
 REQUIRED_KEYS = ("format", "format_version", "d_sae", "d_vocab")
 TOKEN_SCHEMA = {
@@ -162,6 +164,20 @@ def iter_token_shards(run: Path, *, held_out: bool | None = None) -> Iterator[To
     keep = _doc_mask(run, held_out) if held_out is not None else None
     for path in token_files(run):
         yield _table_of(_kept_rows(_token_frame(path), keep))
+
+
+def select_tokens(table: TokenTable, keep: NDArray[np.bool_]) -> TokenTable:
+    """Take some rows of a token table, in their order.
+
+    Args:
+        table: n tokens.
+        keep: (n,) which to take.
+    """
+    counts = np.diff(table.indptr)
+    entries = np.repeat(keep, counts)
+    columns = [column[keep] for column in table[:6]]
+    lists = [values[entries] for values in table[7:]]
+    return TokenTable(*columns, np.concatenate(([0], np.cumsum(counts[keep]))), *lists)
 
 
 def write_tokens(path: Path, table: TokenTable, *, keep_acts: bool) -> None:
