@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MANY_SHARE = 0.8  # a handful of tokens, or one class, must carry this share of the mass to name it
 MAX_WRITTEN = 4  # more than four tokens on an arrow are not read
+MIN_WRITTEN = 3  # fewer say nothing of a long list
 ELLIPSIS = "\u2026"  # there are more
 MIN_SHARE = 0.08  # a token below this share of the largest few is not worth its room
 
@@ -25,7 +26,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"[0-9]+", r" ?[0-9]+"),
     (r"[A-Z]+", r"[A-Z]{1,}"),
     ("line breaks, spaces", r"(?:\\n|\\t|\\u\{d\}| )+"),
-    ("[A-Za-z0-9+/]+", r"(?=.*[0-9A-Z+/])[A-Za-z0-9+/]+"),
+    ("[A-Za-z0-9+/]+", r"[A-Za-z0-9+/]{1,2}|(?=.*[0-9A-Z+/])[A-Za-z0-9+/]+"),
     ("bytes of split characters", r"(?:\\x[0-9a-f]{2})+"),
 )
 _CLASSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -62,7 +63,7 @@ def summarise(tokens: Sequence[tuple[str, float]]) -> str:
 
 def _written(tokens: Sequence[tuple[str, float]], total: float) -> list[tuple[str, float]]:
     top = list(tokens[:MAX_WRITTEN])
-    return [pair for at, pair in enumerate(top) if at == 0 or pair[1] >= MIN_SHARE * total]
+    return [pair for at, pair in enumerate(top) if at < MIN_WRITTEN or pair[1] >= MIN_SHARE * total]
 
 
 def _class_of(tokens: Sequence[tuple[str, float]], total: float) -> str:

@@ -1,9 +1,12 @@
 """One pass: text -> model -> dictionary -> a run directory of tokens, features and sums.
 
-1. The texts are planned (names and sizes), and all settings are compared with what the run directory holds.
-2. Documents become windows; a fixed number of windows is a shard; finished shards are never computed again.
-3. For each shard the model runs to the hook point, the dictionary encodes, each firing feature is credited with
-   the nats it gave to the token that really came; tokens and sums are written, then the manifest.
+1. The texts are planned (names and sizes), and all settings are compared with what the run
+   directory holds.
+2. Documents become windows; a fixed number of windows is a shard; finished shards are never
+   computed again.
+3. For each shard the model runs to the hook point, the dictionary encodes, each firing feature is
+   credited with the nats it gave to the token that really came; tokens and sums are written, then
+   the manifest.
 4. At the end the shards' sums are added up; the same input and settings give the same bytes.
 """
 
@@ -182,8 +185,9 @@ class _Gatherer:
         if not manifest.shards:
             raise TextError("the inputs hold no text; give files with at least one token")
         manifest = self._finish(manifest)
-        done = _result(self.run, manifest, sum(s.n_tokens for s in manifest.shards) - n_before)
-        return replace(done, sentences=(*self.plan.counts.sentences(), *self._warnings()))
+        n_new = sum(shard.n_tokens for shard in manifest.shards) - n_before
+        result = _result(self.run, manifest, n_new)
+        return replace(result, sentences=(*self.plan.counts.sentences(), *self._warnings()))
 
     def _warnings(self) -> list[str]:
         held_out = pl.read_parquet(self.run / "documents.parquet")["held_out"]
@@ -230,7 +234,7 @@ class _Gatherer:
         for at, row in enumerate(windows):
             lead = int(row.first == 0 and start is not None)
             n_read = len(row.token_ids)
-            ids[at, :lead] = start
+            ids[at, :lead] = 0 if start is None else start
             ids[at, lead : lead + n_read] = row.token_ids
             recorded[at, lead + row.n_warm : lead + n_read] = True
             following[at, lead : lead + n_read - 1] = row.token_ids[1:]

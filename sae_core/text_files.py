@@ -165,7 +165,7 @@ def _check_size(n_bytes: int, path: str) -> None:
         )
 
 
-def _schema_with_text(file: PlannedFile) -> pl.Schema:
+def _schema_with_text(file: PlannedFile) -> dict[str, pl.DataType]:
     if file.packing:
         raise TextError(
             f"{shown(file.path)} is a packed Parquet file; expected a plain one; unpack it first"

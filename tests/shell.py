@@ -1,4 +1,4 @@
-"""The command as a user runs it: in this process where that shows the same, in one of its own where it matters."""
+"""The command as a user runs it: in this process, or where it matters in one of its own."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from planted import planted_world
 
 import cli
 from circuits.discover import write_automata
+from sae_core import console
 from sae_core.store import read_manifest
 
 if TYPE_CHECKING:
@@ -416,8 +417,6 @@ def test_a_table_names_its_documents_wherever_it_lies(parts: Path, tmp_path: Pat
 
 
 def test_numbers_without_a_json_word_are_null() -> None:
-    from sae_core import console
-
     assert console._finite([{"a": float("nan"), "b": [np.inf, 1.0]}]) == [
         {"a": None, "b": [None, 1.0]}
     ]

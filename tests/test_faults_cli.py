@@ -75,7 +75,7 @@ def raw_controls(text: str) -> set[str]:
     return {char for char in text if unicodedata.category(char) in unseen} - {"\n"}
 
 
-# C: command line
+# The rows of C, command line
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_c8_random_arguments_never_give_a_bare_traceback(world: Path, tmp_path: 
         assert "--traceback" not in result.stderr, (args, result.stderr)
 
 
-# T9: hostile tokens
+# The rows of T9, hostile tokens
 
 
 def test_t9_no_raw_control_code_reaches_the_terminal(hostile: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_t9_escaped_tokens_are_shown_and_can_be_asked_for(hostile: Path) -> None
     assert {row["token_str"] for row in rows} == {"\\u{202e}gnp.exe"}
 
 
-# G: graph and automata
+# The rows of G, graph and automata
 
 
 @pytest.mark.parametrize("what", ["-1", "100000", "1:100000", "-3:2", "one", "1.5", "1:2:3"])
@@ -278,7 +278,7 @@ def test_g1_a_run_without_edges_has_a_valid_empty_answer(tmp_path: Path) -> None
     assert shell.invoke("query", run, "select * from edges").exit_code == 0
 
 
-# D: outputs
+# The rows of D, outputs
 
 
 def test_d3_without_dot_the_embedded_layout_takes_over_and_says_so(

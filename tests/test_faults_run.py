@@ -1,4 +1,4 @@
-"""Faults of texts, models and run directories, made for real; the ids are those of the table of faults."""
+"""Faults of texts, models and run directories, made for real; ids are of the table of faults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -16,10 +15,12 @@ import pytest
 import shell
 import tiny
 
+import circuits
 from sae_core.schema import checksum_of
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
     from click.testing import Result
 
@@ -81,7 +82,7 @@ def edit(run: Path, *, sign: bool = True, **changes: Any) -> None:
     path.write_text(json.dumps(fields))
 
 
-# T: text
+# The rows of T, text
 
 
 def test_t1_a_missing_file_is_named_and_nothing_is_written(parts: Path, tmp_path: Path) -> None:
@@ -106,8 +107,6 @@ def test_t2_blank_files_are_counted_and_all_blank_is_an_error(parts: Path, tmp_p
     ids=["latin-1", "utf-16", "nul", "surrogate"],
 )
 def test_t3_bytes_are_kept_exactly(parts: Path, tmp_path: Path, data: bytes) -> None:
-    import circuits
-
     (tmp_path / "odd.txt").write_bytes(data)
     assert gather(parts, tmp_path / "odd.txt", tmp_path / "run").exit_code == 0
     assert circuits.open_run(tmp_path / "run").document(0) == data
@@ -121,7 +120,7 @@ def test_t6_a_truncated_gzip_is_named_as_not_finished(parts: Path, tmp_path: Pat
     assert "a.html.gz not finished: its gzip data is cut off" in result.stderr
 
 
-# M: model
+# The rows of M, model
 
 
 def test_m2_an_sae_of_another_width_is_refused_before_any_work(parts: Path, tmp_path: Path) -> None:
@@ -146,7 +145,7 @@ def test_m6_text_longer_than_a_window_is_cut_and_each_token_recorded_once(
     assert tokens["byte_end"].max() == (parts / "short.html").stat().st_size
 
 
-# R: runs
+# The rows of R, runs
 
 
 def shards_of(out: Path) -> int:
@@ -312,7 +311,7 @@ def test_r5_verify_names_the_damaged_file_and_exits_1(run: Path) -> None:
     assert shell.invoke("merge", run, run.parent / "x", "-o", run.parent / "y").exit_code == 1
 
 
-def test_r13_runs_that_share_a_document_are_refused(parts: Path, run: Path) -> None:
+def test_r13_runs_that_share_a_document_are_refused(run: Path) -> None:
     copy = run.parent / "copy"
     shutil.copytree(run, copy)
     refused(shell.invoke("merge", run, copy, "-o", run.parent / "sum"), "short.html", "double")
