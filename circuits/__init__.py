@@ -6,13 +6,14 @@ and never torch.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuits.automaton import FeatureAutomaton
     from circuits.build import build_graph
-    from circuits.compare import compare
     from circuits.discover import find_automata
     from circuits.evidence import transition_counts
     from circuits.graph import FeatureGraph
@@ -26,7 +27,6 @@ _HOMES = {
     "FeatureGraph": "graph",
     "Run": "run",
     "build_graph": "build",
-    "compare": "compare",
     "find_automata": "discover",
     "find_motifs": "query",
     "open_run": "run",
@@ -38,7 +38,6 @@ __all__ = [
     "FeatureGraph",
     "Run",
     "build_graph",
-    "compare",
     "find_automata",
     "find_motifs",
     "open_run",
@@ -56,3 +55,15 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List what the public sees."""
     return [*__all__, "DISTRIBUTION"]
+
+
+class _Package(ModuleType):
+    """A package whose function of a module's name stays itself when that module is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a name, unless the import system would put a module over a public function."""
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from circuits.states import state_sequence, steps_of, transition_matrix
 from circuits.summarise import summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -82,7 +82,7 @@ def automaton_of(
     draft: Draft,
     text: Text,
     held_out: TokenTable | None,
-    provenance: dict[str, object],
+    provenance: Mapping[str, Any],
 ) -> FeatureAutomaton:
     """Name, label and score a draft.
 
@@ -170,9 +170,7 @@ def _by_use(features: Sequence[int], rows: NDArray[np.int64], text: Text) -> tup
     return tuple(sorted(features, key=lambda feature: (-used[feature], feature)))
 
 
-def _examples(
-    rows: NDArray[np.int64], text: Text, features: set[int]
-) -> tuple[Example, ...]:
+def _examples(rows: NDArray[np.int64], text: Text, features: set[int]) -> tuple[Example, ...]:
     """Take snippets at even distances through the text."""
     if len(rows) == 0:
         return ()

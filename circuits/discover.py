@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import zip_longest
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +19,7 @@ import polars as pl
 from circuits.assemble import Draft, automaton_of, draft_of
 from circuits.fidelity import HELD_OUT
 from circuits.propose import propose
+from circuits.run import Run
 from circuits.shape import Text, subsample
 from sae_core.errors import GraphError
 from sae_core.files import write_parquet, write_text
@@ -27,11 +27,11 @@ from sae_core.store import select_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from circuits.automaton import FeatureAutomaton
     from circuits.graph import FeatureGraph
     from circuits.propose import Proposal
-    from circuits.run import Run
     from sae_core.schema import TokenTable
 
 MAX_OVERLAP = 0.5  # two sets of one kind sharing more than half of their features are one
@@ -138,11 +138,10 @@ def index_frame(automata: Sequence[FeatureAutomaton]) -> pl.DataFrame:
 
 
 def _run_of(graph: FeatureGraph | Run) -> Run:
-    run = getattr(graph, "run", graph)
-    if run is None or not hasattr(run, "tokens"):
+    run: Any = getattr(graph, "run", graph)
+    if not isinstance(run, Run):
         raise GraphError("this graph belongs to no run; open one with circuits.open_run(path)")
-    found: Run = run
-    return found
+    return run
 
 
 def _texts(run: Run) -> tuple[Text, TokenTable]:

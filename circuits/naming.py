@@ -18,6 +18,7 @@ _SIGN_NAMES = {
     "]": "endbracket", "*": "star", "+": "plus", "&": "and", "%": "percent", "$": "dollar",
     "@": "at", "!": "bang", "?": "question", "|": "bar", "~": "tilde", "^": "caret", "`": "tick",
 }  # fmt: skip
+_CLASS_NAMES = {"[0-9]+": "digits", "[A-Z]+": "capitals", "[A-Za-z0-9+/]+": "alphanumeric"}
 
 
 def title_of(kind: str, states: Sequence[State], transitions: Sequence[Transition]) -> str:
@@ -68,5 +69,7 @@ def _lead(state: State) -> str:
 
 
 def _slug(text: str) -> str:
+    if text in _CLASS_NAMES:
+        return _CLASS_NAMES[text]
     named = "".join(f"-{_SIGN_NAMES[char]}-" if char in _SIGN_NAMES else char for char in text)
     return re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")[:24].strip("-")

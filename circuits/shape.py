@@ -33,7 +33,9 @@ MIN_STATE_STEPS = 25  # with fewer, a count's relative error 1 / sqrt(n) is over
 MIN_STATE_BITS = 0.3  # a state that says less about what comes next is no state
 MIN_FEATURE_BOUND = 0.3  # of a feature's comings and goings, this share must be from and to others
 MIN_BOUND = 0.4  # likewise of a state's
-KEPT_INFORMATION = 0.8  # states are merged until less than this share of what they say would be left
+KEPT_INFORMATION = (
+    0.8  # states are merged until less than this share of what they say would be left
+)
 MAX_STATES = 8  # what a person reads in one picture
 MAX_OUTCOMES = 3000  # (token, next state) kinds told apart while merging; the rest is one
 
@@ -138,9 +140,7 @@ def _bits_said(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return bits
 
 
-def _bound(
-    sequence: NDArray[np.int32], tokens: TokenTable, n_states: int
-) -> NDArray[np.float64]:
+def _bound(sequence: NDArray[np.int32], tokens: TokenTable, n_states: int) -> NDArray[np.float64]:
     """Give the share of each state's comings and goings that are from and to the other states."""
     matrix = transition_matrix(steps_of(tokens, sequence), n_states)
     visits = np.bincount(sequence[sequence >= 0], minlength=n_states)

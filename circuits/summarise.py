@@ -26,7 +26,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"[0-9]+", r" ?[0-9]+"),
     (r"[A-Z]+", r"[A-Z]{1,}"),
     ("line breaks, spaces", r"(?:\\n|\\t|\\u\{d\}| )+"),
-    ("[A-Za-z0-9+/]+", r"[A-Za-z0-9+/]{1,2}|(?=.*[0-9A-Z+/])[A-Za-z0-9+/]+"),
+    ("[A-Za-z0-9+/]+", r"[a-z]|(?=.*[0-9A-Z+/])[A-Za-z0-9+/]+"),
     ("bytes of split characters", r"(?:\\x[0-9a-f]{2})+"),
 )
 _CLASSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -58,12 +58,13 @@ def summarise(tokens: Sequence[tuple[str, float]]) -> str:
     name = _class_of(tokens, total)
     if name:
         return name
-    return "  ".join([*(text for text, _ in written), ELLIPSIS])
+    shown = max(len(written), min(MIN_WRITTEN, len(tokens)))
+    return "  ".join([*(text for text, _ in tokens[:shown]), ELLIPSIS])
 
 
 def _written(tokens: Sequence[tuple[str, float]], total: float) -> list[tuple[str, float]]:
     top = list(tokens[:MAX_WRITTEN])
-    return [pair for at, pair in enumerate(top) if at < MIN_WRITTEN or pair[1] >= MIN_SHARE * total]
+    return [pair for at, pair in enumerate(top) if at == 0 or pair[1] >= MIN_SHARE * total]
 
 
 def _class_of(tokens: Sequence[tuple[str, float]], total: float) -> str:

@@ -5,7 +5,9 @@ Names are loaded when first used, so that importing the package brings in neithe
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,3 +62,15 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List what the public sees."""
     return [*__all__, "__version__"]
+
+
+class _Package(ModuleType):
+    """A package whose function of a module's name stays itself when that module is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a name, unless the import system would put a module over a public function."""
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -12,9 +12,8 @@ import hashlib
 import json
 import os
 import socket
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import polars as pl
 
@@ -22,6 +21,7 @@ from sae_core.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import TracebackType
 
 MAX_JSON_BYTES = 64 << 20  # a manifest of a million shards is 200 MB; ours stay far below
@@ -46,10 +46,10 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as err:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise StoreError(_why_not_written(path, err)) from err
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
 
 
@@ -134,7 +134,7 @@ class DirectoryLock:
         self.path = folder / LOCK_NAME
         self.folder = folder
 
-    def __enter__(self) -> DirectoryLock:
+    def __enter__(self) -> Self:
         """Take the lock.
 
         Raises:
@@ -200,6 +200,11 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as err:
         raise StoreError(f"{path} cannot be read: {err.strerror}") from err
+
+
+def _discard(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -247,7 +247,8 @@ class _Gatherer:
         promotions = self.effects.promotions(acts, following[recorded], scale)
         counts = np.diff(acts.indptr)
         promotions[np.repeat(~has_next[recorded], counts)] = 0.0
-        return TokenTable(*_columns(windows), acts.indptr, acts.indices, acts.values, promotions)
+        lists = (acts.indices, acts.values, promotions)
+        return TokenTable._make([*_columns(windows), acts.indptr, *lists])
 
     def _finish(self, manifest: Manifest) -> Manifest:
         parts = [self.run / PARTS / shard.name for shard in manifest.shards]

@@ -91,11 +91,14 @@ def write_run(
     known = _vocabulary_of(token_rows) if vocabulary is None else vocabulary
     frame = _with_positions(token_rows, [len(token) for token in known])
     width = int(np.max(np.asarray(features), initial=0)) + 1 if d_sae is None else d_sae
-    lists = _checked_lists(len(frame), width, indptr, features, acts, promotions)
-    table = TokenTable(*(frame[name].to_numpy() for name in frame.columns), *lists)
+    lists = _checked_lists(
+        len(frame), width, indptr=indptr, features=features, acts=acts, promotions=promotions
+    )
+    table = TokenTable._make([*(frame[name].to_numpy() for name in frame.columns), *lists])
     _check_documents(table, document_rows)
+    document_table = _documents_frame(document_rows, frame)
     write_parquet(run / "vocabulary.parquet", vocabulary_frame(known))
-    write_parquet(run / "documents.parquet", _documents_frame(document_rows, frame))
+    write_parquet(run / "documents.parquet", document_table)
     write_tokens(run / "tokens" / "00000.parquet", table, keep_acts=True)
     write_manifest(run, Manifest(d_sae=width, d_vocab=len(known)))
     return run
@@ -122,7 +125,7 @@ def _with_positions(tokens: pl.DataFrame, n_bytes: list[int]) -> pl.DataFrame:
         if name not in tokens.columns:
             raise ValueError(f"tokens lacks the column {name!r}")
     ids = tokens["token_id"].to_numpy()
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < len(n_bytes)):
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(n_bytes)):
         raise ValueError(f"tokens.token_id must be below {len(n_bytes)}, the vocabulary's size")
     sizes = np.asarray(n_bytes, dtype=np.int64)[ids]
     filled = tokens.with_columns(pl.Series("_size", sizes))
@@ -145,6 +148,7 @@ def _with_positions(tokens: pl.DataFrame, n_bytes: list[int]) -> pl.DataFrame:
 def _checked_lists(
     n_tokens: int,
     d_sae: int,
+    *,
     indptr: ArrayLike,
     features: ArrayLike,
     acts: ArrayLike,
@@ -159,7 +163,7 @@ def _checked_lists(
     for name, array in (("features", ids), ("acts", values), ("promotions", nats)):
         if array.shape != (int(starts[-1]),):
             raise ValueError(f"{name} must have {int(starts[-1])} entries, got {array.shape}")
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < d_sae):
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= d_sae):
         raise ValueError(f"features must be in 0..{d_sae - 1}, got {ids.min()}..{ids.max()}")
     if not (np.all(np.isfinite(values)) and np.all(values > 0)):
         raise ValueError("acts must be finite and > 0; leave out features that do not fire")

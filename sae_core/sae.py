@@ -178,8 +178,11 @@ class SparseAutoencoder(nn.Module):
         Returns:
             CSR rows, one a token, feature ids ascending, activations > 0.
         """
+        config = self.config
         with torch.no_grad():
-            return to_sparse(self.encode(x))
+            if config.k is None or config.k == config.d_sae or config.rescale_by_decoder_norm:
+                return to_sparse(self.encode(x))
+            return _sparse_top_k(self.pre_acts(x), config.k)
 
     def decode(self, acts: Tensor) -> Tensor:
         """Give the reconstruction: (..., d_sae) to (..., d_in)."""
@@ -290,6 +293,22 @@ def top_k_mask(acts: Tensor, k: int) -> Tensor:
         room = k - above.sum(dim=-1, keepdim=True)
         mask[tied] = above | (equal & (equal.cumsum(dim=-1) <= room))
     return mask.view(acts.shape)
+
+
+def _sparse_top_k(pre_acts: Tensor, k: int) -> SparseActs:
+    """Compress the k largest positive values of each row; what `top_k_mask` marks, without the mask."""
+    values, features = pre_acts.topk(k + 1, dim=-1, sorted=True)  # (n, k + 1)
+    tied = torch.nonzero((values[:, k - 1] == values[:, k]) & (values[:, k] > 0)).flatten()
+    for row in tied.tolist():
+        mask = top_k_mask(torch.relu(pre_acts[row]), k)
+        features[row, :k] = torch.nonzero(mask).flatten()
+    features = features[:, :k].sort(dim=-1).values
+    values = pre_acts.gather(1, features)
+    fires = values > 0
+    indptr = np.zeros(len(pre_acts) + 1, np.int64)
+    np.cumsum(fires.sum(dim=1).cpu().numpy(), out=indptr[1:])
+    ids = features[fires].cpu().numpy().astype(np.uint32)
+    return SparseActs(indptr, ids, values[fires].cpu().numpy())
 
 
 def to_sparse(acts: Tensor) -> SparseActs:

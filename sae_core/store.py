@@ -177,7 +177,8 @@ def select_tokens(table: TokenTable, keep: NDArray[np.bool_]) -> TokenTable:
     entries = np.repeat(keep, counts)
     columns = [column[keep] for column in table[:6]]
     lists = [values[entries] for values in table[7:]]
-    return TokenTable(*columns, np.concatenate(([0], np.cumsum(counts[keep]))), *lists)
+    starts = np.concatenate(([0], np.cumsum(counts[keep])))
+    return TokenTable._make([*columns, starts, *lists])
 
 
 def write_tokens(path: Path, table: TokenTable, *, keep_acts: bool) -> None:
@@ -277,7 +278,10 @@ def _manifest_of(found: dict[str, Any], path: Path) -> Manifest:
 
 
 def _read_table(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
-    frame = read_parquet(path)
+    return _as_table(read_parquet(path), path, schema)
+
+
+def _as_table(frame: pl.DataFrame, path: Path, schema: dict[str, Any]) -> pl.DataFrame:
     missing = [name for name in schema if name not in frame.columns]
     if missing:
         raise StoreError(f"{path} lacks the column {missing[0]!r}; expected {', '.join(schema)}")
@@ -295,12 +299,13 @@ def _doc_mask(run: Path, held_out: bool) -> pl.Series:  # noqa: FBT001 - private
 
 
 def _token_frame(path: Path) -> pl.DataFrame:
-    if "features" not in pl.read_parquet_schema(path):
+    frame = read_parquet(path)
+    if "features" not in frame.columns:
         raise StoreError(
             f"{path} holds no activations (the run was made with --no-keep-acts); "
             "gather again with --keep-acts"
         )
-    return _read_table(path, TOKEN_SCHEMA | ACT_SCHEMA)
+    return _as_table(frame, path, TOKEN_SCHEMA | ACT_SCHEMA)
 
 
 def _kept_rows(frame: pl.DataFrame, keep: pl.Series | None) -> pl.DataFrame:
@@ -314,7 +319,7 @@ def _table_of(frame: pl.DataFrame) -> TokenTable:
     lists = [_flat(frame[name]) for name in ACT_SCHEMA]
     if len({len(values) for values in lists}) != 1:
         raise StoreError("features, acts and promotions of a token have different lengths")
-    return TokenTable(*columns, indptr, *lists)
+    return TokenTable._make([*columns, indptr, *lists])
 
 
 def _flat(column: pl.Series) -> Any:

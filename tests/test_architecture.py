@@ -125,10 +125,7 @@ def test_all_is_what_the_public_sees(package: str) -> None:
 @pytest.mark.parametrize(
     "package",
     [
-        pytest.param(
-            "circuits",
-            marks=pytest.mark.xfail(raises=ModuleNotFoundError, reason="compare.py is to come"),
-        ),
+        "circuits",
         "sae_core",
     ],
 )

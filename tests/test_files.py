@@ -98,7 +98,6 @@ def test_a_full_disk_is_said_and_the_old_file_kept(tmp_path: Path) -> None:
     assert target.read_bytes() == b"old"
 
 
-@pytest.mark.xfail(raises=NotADirectoryError, reason="clean-up in write_atomic fails again")
 def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file/b\.txt was not written"):

@@ -1,0 +1,1 @@
+"""Figures and tables of the documentation: one file each, `compute` and `draw`."""
