@@ -1,7 +1,8 @@
 """Discovery: a run's graph and tokens -> its automata, best first, with nothing named by hand.
 
 1. Candidate sets of features are proposed from the graph (`propose`).
-2. Each is drafted on training text (`assemble`); sets that do not run as automata fall out.
+2. Each is drafted on training text (`assemble`); sets that do not run as automata fall out. The best systems
+   are then tried two by two as one.
 3. Near-duplicates are folded into the best of them.
 4. Automata are ranked within their kind by bits saved x coverage; kinds take turns, the best first.
 5. Each gets a name, labels, examples and scores on held-out text.
@@ -10,7 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import polars as pl
 
 from circuits.assemble import Draft, automaton_of, draft_of
 from circuits.fidelity import HELD_OUT
-from circuits.propose import propose
+from circuits.propose import MAX_FEATURES, Proposal, propose
 from circuits.run import Run
 from circuits.shape import Text, subsample
 from sae_core.errors import GraphError
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 
     from circuits.automaton import FeatureAutomaton
     from circuits.graph import FeatureGraph
-    from circuits.propose import Proposal
     from sae_core.schema import TokenTable
 
 MAX_OVERLAP = 0.5  # two sets of one kind sharing more than half of their features are one
 SAME_SET = 0.8  # candidates of a kind with this Jaccard similarity are shaped once
 SHAPE_TOKENS = 250_000  # tokens on which states are shaped; counts of 25 are then shares of 1e-4
+MAX_JOINED = 5  # of the best systems, every two are tried as one
 MAX_PER_KIND = 10  # more of a kind are not read
 KINDS = ("system", "pair", "chain", "loop")
 TRAINING_SCORES = ("retention", "retention_lift", "bits_saved", "coverage")
@@ -63,7 +64,8 @@ def find_automata(
     sample = replace(text, tokens=subsample(text.tokens, SHAPE_TOKENS))
     proposals = distinct(propose(run.graph.edges, len(text.mean_act)))
     say(f"{len(proposals)} candidate sets")
-    drafts = [draft for one in proposals if (draft := draft_of(one, text, sample)) is not None]
+    drafts = _drafts(proposals, text, sample)
+    drafts += _drafts(unions(drafts), text, sample)
     ranked = rank(drafts)
     say(f"{len(ranked)} automata")
     provenance = {"run": run.hash, "model": run.model_name, "sae": run.sae_name}
@@ -80,6 +82,17 @@ def distinct(proposals: Sequence[Proposal]) -> list[Proposal]:
         if all(len(mine & other) < SAME_SET * len(mine | other) for other in rivals):
             kept.append(one)
     return kept
+
+
+def unions(drafts: Sequence[Draft]) -> list[Proposal]:
+    """Join the best systems two by two: halves of one language are found apart, and run as one."""
+    best = _best(draft for draft in drafts if draft.kind == "system")[:MAX_JOINED]
+    sets = [sorted(one.features | other.features) for one, other in combinations(best, 2)]
+    return [
+        Proposal(tuple((feature,) for feature in features), "system")
+        for features in sets
+        if len(features) <= MAX_FEATURES
+    ]
 
 
 def rank(drafts: Sequence[Draft]) -> list[Draft]:
@@ -152,6 +165,11 @@ def _texts(run: Run) -> tuple[Text, TokenTable]:
     strs = run.vocabulary.sort("token_id")["token_str"].to_list()
     text = Text(select_tokens(tokens, ~is_held), run.mean_acts, strs)
     return text, select_tokens(tokens, is_held)
+
+
+def _drafts(proposals: Sequence[Proposal], text: Text, sample: Text) -> list[Draft]:
+    drafts = (draft_of(one, text, sample) for one in proposals)
+    return [draft for draft in drafts if draft is not None]
 
 
 def _value(draft: Draft) -> float:

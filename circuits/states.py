@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sae_core.schema import TokenTable
 
 OUTSIDE = -1
-STATE_THRESHOLD = 0.6  # of a member's mean activation; weaker firings are mostly noise
+STATE_THRESHOLD = 0.7  # of a member's mean activation; weaker firings are mostly noise
 
 
 class Steps(NamedTuple):
