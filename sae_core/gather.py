@@ -253,7 +253,7 @@ class _Gatherer:
     def _finish(self, manifest: Manifest) -> Manifest:
         parts = [self.run / PARTS / shard.name for shard in manifest.shards]
         documents = _merge_documents([pl.read_parquet(p / "documents.parquet") for p in parts])
-        sums = statistics.merge([statistics.load(part / "statistics") for part in parts])
+        sums = statistics.merge_all(statistics.load(part / "statistics") for part in parts)
         vocabulary = vocabulary_frame(self.model.vocabulary)
         top = self.effects.top_tokens(vocabulary)
         shutil.rmtree(self.run / "statistics", ignore_errors=True)

@@ -34,6 +34,7 @@ from sae_core.errors import StoreError, StoreMismatchError
 from sae_core.files import read_parquet, write_parquet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -155,6 +156,25 @@ def merge(parts: list[Statistics]) -> Statistics:
     for name in (field.name for field in fields(Statistics)):
         merged[name] = _merged_field(name, [getattr(part, name) for part in parts])
     return Statistics(**merged)
+
+
+def merge_all(parts: Iterable[Statistics]) -> Statistics:
+    """Add up many parts, two of like size at a time: few are held at once, the result is `merge`'s.
+
+    Raises:
+        ValueError: there are no parts.
+        StoreMismatchError: parts differ in d_sae or d_vocab.
+    """
+    pending: list[tuple[int, Statistics]] = []
+    for one in parts:
+        level, total = 0, one
+        while pending and pending[-1][0] == level:
+            total = merge([pending.pop()[1], total])
+            level += 1
+        pending.append((level, total))
+    return reduce(
+        lambda a, b: merge([b, a]), [total for _, total in reversed(pending)] or [merge([])]
+    )
 
 
 def save(statistics: Statistics, folder: Path) -> None:

@@ -23,6 +23,7 @@ from sae_core.statistics import (
     is_saved,
     load,
     merge,
+    merge_all,
     save,
 )
 
@@ -283,3 +284,11 @@ def test_a_feature_that_never_fires_has_zeros_and_says_so() -> None:
     assert (row["n_fires"], row["mean_act"], row["max_act"]) == (0, 0.0, 0.0)
     assert row["top_tokens"] == []
     assert row["label"] == "never fires"
+
+
+def test_parts_added_two_by_two_equal_parts_added_at_once() -> None:
+    parts = [counted(seed)[1] for seed in range(7)]
+    for n_parts in range(1, 8):
+        assert_same(merge(parts[:n_parts]), merge_all(iter(parts[:n_parts])))
+    with pytest.raises(ValueError, match="at least one part"):
+        merge_all(iter([]))
