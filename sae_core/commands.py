@@ -164,7 +164,7 @@ def train_model_command(
 )
 @click.option("--hook-point", default="blocks.0.mlp.hook_post", help="Where activations are read.")
 @click.option("--batch-size", type=click.IntRange(1), default=4096, help="Activations a step.")
-@click.option("--lr", type=float, default=1e-3, help="Learning rate on the plateau.")
+@click.option("--lr", type=float, default=3e-3, help="Learning rate on the plateau.")
 @click.option("--warm-up-steps", type=click.IntRange(0), default=200, help="Steps of linear rise.")
 @click.option("--seed", type=int, default=0, help="Seed of weights and order.")
 @click.option("--precision", type=PRECISION, default="bfloat16", help="Of the matrix products.")
