@@ -77,7 +77,8 @@ def truth_text(run: Run, kind: str, *, held_out: bool | None) -> TruthText:
         endings = " or ".join(_ENDINGS.get(kind, ()))
         raise GraphError(
             f"{run.path} has no {which}document that is {kind}"
-            f"{f' (named {endings})' if endings else ''}; gather some, or give --all-documents"
+            f"{f' (named {endings})' if endings else ''}; gather some"
+            f"{', or give --all-documents' if held_out else ''}"
         )
     kept = select_tokens(tokens, np.isin(tokens.doc_ids, list(chosen)))
     return TruthText(kind, kept, chosen, {doc_id: sources[doc_id] for doc_id in chosen})
