@@ -1,3 +1,5 @@
+"""Drawing; hostile tokens (row D1 of the table of faults) are parsed back and found literally."""
+
 from __future__ import annotations
 
 import base64
