@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -78,3 +79,16 @@ def digests(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
     }
+
+
+TRACE_COLUMNS = {
+    "source", "doc_id", "pos", "token_str", "byte_end", "state", "features", "probability",
+    "promoted",
+}  # fmt: skip
+
+
+def rows_of(result: Result) -> list[dict[str, object]]:
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert isinstance(rows, list)
+    return rows
