@@ -25,4 +25,4 @@ def package_with(*takes: Take, name: str = "made-up", file: str = "", digest: st
 
 
 def small_mix(**shares: float) -> Mix:
-    return Mix("tiny", 1000, 60, shares, {})
+    return Mix("tiny", 1000, shares)

@@ -181,7 +181,7 @@ def test_links_are_not_followed_and_directories_take_turns(tmp_path: Path) -> No
         (tmp_path / name).write_text("x" * 2000)
     (tmp_path / "c").symlink_to(tmp_path / "a")
     (tmp_path / "b/link.html").symlink_to(tmp_path / "a/1.html")
-    take = Take("html", "plain", ("*.html",), {})
+    take = Take("html", "plain", ("*.html",), 0.0)
     found = sample_files(take, tmp_path, np.random.default_rng(0))
     assert len(found) == 4
     assert {path.parent.name for path in found[:2]} == {"a", "b"}
@@ -190,19 +190,15 @@ def test_links_are_not_followed_and_directories_take_turns(tmp_path: Path) -> No
 def test_a_take_stops_at_its_cap_and_reads_gzip(tmp_path: Path) -> None:
     for n in range(5):
         (tmp_path / f"{n}.txt.gz").write_bytes(gzip.compress(b"y" * 1999 + b"\n"))
-    take = Take("html", "plain", ("*.gz",), {"tiny": 0.005})
+    take = Take("html", "plain", ("*.gz",), 0.005)
     rng = np.random.default_rng(0)
-    documents = list(
-        extract_package(made_up.package_with(take), tmp_path, made_up.small_mix(html=1.0), rng)
-    )
+    documents = list(extract_package(made_up.package_with(take), tmp_path, rng))
     assert [len(document.text) for document in documents] == [2000, 2000]
 
 
 def test_lines_of_a_script_are_kept_once_and_others_dropped(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<p>தமிழ் வரி</p><p>English line</p>" * 90)
-    take = Take("tamil", "html_text", ("*.html",), {"tiny": 1}, script="tamil")
+    take = Take("tamil", "html_text", ("*.html",), 1.0, script="tamil")
     rng = np.random.default_rng(0)
-    documents = list(
-        extract_package(made_up.package_with(take), tmp_path, made_up.small_mix(tamil=1.0), rng)
-    )
+    documents = list(extract_package(made_up.package_with(take), tmp_path, rng))
     assert [document.text for document in documents] == ["தமிழ் வரி\n"]

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import gzip
 import itertools
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sae_core.demo.extract_markup import Extractor
-    from sae_core.demo.packages import Mix, Package, Take
+    from sae_core.demo.packages import Package, Take
 
 LINES_PER_DOCUMENT = 20  # CORPUS rule: about 20 messages to a document
 MIN_SCRIPT_SHARE = 0.30  # CORPUS rule: lines with fewer letters of the script are English
@@ -59,28 +58,19 @@ class Document:
     text: str
 
 
-def extract_package(
-    package: Package, root: Path, mix: Mix, rng: np.random.Generator
-) -> Iterator[Document]:
-    """Yield the documents of one package, each take up to its cap in `mix`.
+def extract_package(package: Package, root: Path, rng: np.random.Generator) -> Iterator[Document]:
+    """Yield the documents of one package, each take up to its cap.
 
     Args:
         package: its entry in packages.toml.
         root: folder it was unpacked to.
-        mix: names the caps and the longest document.
         rng: orders the files; same seed, same documents.
     """
     for take in package.takes:
-        cap = int(take.caps_mb.get(mix.name, 0.0) * 1e6)
-        if cap == 0:
-            continue
-        limited = take
-        if take.max_kb > mix.max_document_kb:
-            limited = dataclasses.replace(take, max_kb=mix.max_document_kb, head_only=True)
         n_bytes = 0
-        for source, text in _texts(limited, root, rng):
+        for source, text in _texts(take, root, rng):
             n_bytes += len(text.encode())
-            if n_bytes > cap:
+            if n_bytes > take.cap_mb * 1e6:
                 break
             yield Document(take.family, package.name, package.licence, source, text)
 

@@ -32,8 +32,8 @@ class Take:
     globs: tuple[str, ...]
     """Glob patterns relative to the unpacked package."""
 
-    caps_mb: dict[str, float]
-    """Name of the mix -> MB (10^6 bytes) of text taken at most."""
+    cap_mb: float
+    """MB (10^6 bytes) of text taken at most."""
 
     exclude: tuple[str, ...] = ()
     """Parts of paths that are left out, e.g. ".min.js"."""
@@ -83,14 +83,9 @@ class Mix:
 
     name: str
     n_tokens: int
-    max_document_kb: int
-    """Files are cut off after this many KB; a small corpus wants more pages, not longer."""
 
     shares: dict[str, float]
     """Family -> share of the tokens, in [0, 1]; they sum to 1."""
-
-    tokenizer_caps_mb: dict[str, float]
-    """Family -> MB shown to the tokenizer's training; others: all there is."""
 
 
 def load_packages(path: Path = PACKAGES_TOML) -> list[Package]:
@@ -108,14 +103,13 @@ def load_mix(name: str, path: Path = PACKAGES_TOML) -> Mix:
     mixes = tomllib.loads(path.read_text(encoding="utf-8"))["mix"]
     if name not in mixes:
         raise ValueError(f"mix must be one of {sorted(mixes)}, got {name!r}")
-    mix = mixes[name]
-    return Mix(
-        name=name,
-        n_tokens=mix["n_tokens"],
-        max_document_kb=mix["max_document_kb"],
-        shares=mix["shares"],
-        tokenizer_caps_mb=mix["tokenizer_caps_mb"],
-    )
+    return Mix(name, mixes[name]["n_tokens"], mixes[name]["shares"])
+
+
+def load_tokenizer_caps(path: Path = PACKAGES_TOML) -> dict[str, float]:
+    """Family -> MB (10^6 bytes) shown to the tokenizer's training; others: all there is."""
+    caps: dict[str, float] = tomllib.loads(path.read_text(encoding="utf-8"))["tokenizer_caps_mb"]
+    return caps
 
 
 def load_sample_limits(path: Path = PACKAGES_TOML) -> dict[str, int]:
@@ -144,7 +138,7 @@ def _take(entry: dict[str, Any]) -> Take:
         family=entry["family"],
         extractor=entry["extractor"],
         globs=tuple(entry["globs"]),
-        caps_mb=dict(entry["cap_mb"]),
+        cap_mb=entry.get("cap_mb", 0.0),
         exclude=tuple(entry.get("exclude", ())),
         script=entry.get("script", ""),
         max_kb=entry.get("max_kb", DEFAULT_MAX_KB),

@@ -21,13 +21,20 @@ from sae_core.demo import mix as mix_step
 from sae_core.demo import sample as sample_step
 from sae_core.demo import tokenizer as tokenizer_step
 from sae_core.demo.extract import Document, cut, extract_package, sample_files
-from sae_core.demo.packages import ROLES, Mix, load_mix, load_packages, load_sample_limits
+from sae_core.demo.packages import (
+    ROLES,
+    Mix,
+    load_mix,
+    load_packages,
+    load_sample_limits,
+    load_tokenizer_caps,
+)
 
 SEED = 20221123  # any fixed number; changing it makes another corpus
 HERE = Path(__file__).parent
-TOKENIZER_JSON = HERE / "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
+DOCUMENTS_FILE = "documents.parquet"
 SPLITS = ("train", "validation")
-SAMPLE_MIX = "large"  # its caps reach held-out pages that the first mix left out
 N_PAGES = 25  # per package: enough for a per-page vote, quick to run
 PAGE_BYTES = (1_500, 60_000)  # pages a reader would look at
 PARQUET_LEVEL = 9  # zstd; the cache is read more often than written
@@ -38,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sae_core.demo.recipe", description=__doc__)
     parser.add_argument("step", choices=list(STEPS))
     parser.add_argument("--cache", type=Path, required=True, help="folder of all big files")
-    parser.add_argument("--mix", default="first", help="name of a mix in packages.toml")
+    parser.add_argument("--mix", default="large", help="name of a mix in packages.toml")
     parser.add_argument("--role", default="train", choices=ROLES, help="for download and pages")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(argv)
@@ -56,11 +63,10 @@ def run_download(options: argparse.Namespace) -> None:
 
 
 def run_extract(options: argparse.Namespace) -> None:
-    """Write documents.parquet: the mix's candidates, unique, with their split."""
-    folder = _folder(options)
+    """Write documents.parquet: all candidates, unique, with their split."""
     frame = mix_step.documents_frame(_documents(options))
     frame.write_parquet(
-        folder / "documents.parquet", compression="zstd", compression_level=PARQUET_LEVEL
+        options.cache / DOCUMENTS_FILE, compression="zstd", compression_level=PARQUET_LEVEL
     )
     sizes = frame.with_columns(pl.col("text").bin.size().alias("bytes"))
     for family, rows in sizes.group_by("family", maintain_order=True):
@@ -68,20 +74,21 @@ def run_extract(options: argparse.Namespace) -> None:
 
 
 def run_tokenizer(options: argparse.Namespace) -> None:
-    """Train the tokenizer on the documents and write tokenizer.json beside this file."""
-    frame = pl.read_parquet(_folder(options) / "documents.parquet")
-    tokenizer = tokenizer_step.train_tokenizer(frame, load_mix(options.mix), options.seed)
+    """Train the tokenizer on the documents and write tokenizer.json."""
+    path = options.cache / TOKENIZER_FILE
+    frame = pl.read_parquet(options.cache / DOCUMENTS_FILE)
+    tokenizer = tokenizer_step.train_tokenizer(frame, load_tokenizer_caps(), options.seed)
     tokenizer_step.token_bytes(tokenizer)  # raises when the vocabulary is not byte-level
-    tokenizer.save(str(TOKENIZER_JSON))
-    _say(f"wrote {TOKENIZER_JSON}; next: tokens")
+    tokenizer.save(str(path))
+    _say(f"wrote {path}; next: tokens")
 
 
 def run_tokens(options: argparse.Namespace) -> None:
     """Write {train,validation}.bin and their tables of documents."""
-    folder = _folder(options)
-    frame = pl.read_parquet(folder / "documents.parquet")
-    frame = mix_step.count_tokens(frame, Tokenizer.from_file(str(TOKENIZER_JSON)))
-    mix = load_mix(options.mix)
+    folder, mix = _folder(options), load_mix(options.mix)
+    frame = pl.read_parquet(options.cache / DOCUMENTS_FILE)
+    tokenizer = Tokenizer.from_file(str(options.cache / TOKENIZER_FILE))
+    frame = mix_step.count_tokens(frame, tokenizer)
     chosen = mix_step.choose_documents(frame, mix, options.seed)
     for split in SPLITS:
         stream = mix_step.token_stream(chosen, split, options.seed)
@@ -114,12 +121,11 @@ def run_pages(options: argparse.Namespace) -> None:
 
 def run_sample(options: argparse.Namespace) -> None:
     """Write sample.parquet, LICENSES, corpus.json and seen.npy beside this file."""
-    folder = _folder(options)
+    folder, mix = _folder(options), load_mix(options.mix)
     packages = [package for package in load_packages() if package.role == "train"]
     raw = options.cache / "raw"
-    frame = pl.read_parquet(folder / "documents.parquet")
-    more = load_mix(SAMPLE_MIX)
-    candidates = sample_step.held_out(frame, packages, raw, more, options.seed)
+    frame = pl.read_parquet(options.cache / DOCUMENTS_FILE)
+    candidates = sample_step.held_out(frame, packages, raw, options.seed)
     sample = sample_step.choose_sample(candidates, load_sample_limits())
     sample.write_parquet(
         HERE / "sample.parquet", compression="zstd", compression_level=sample_step.ZSTD_LEVEL
@@ -132,9 +138,9 @@ def run_sample(options: argparse.Namespace) -> None:
         HERE / "corpus.json",
         packages=load_packages(),
         docs=docs,
-        mix=load_mix(options.mix),
+        mix=mix,
         seed=options.seed,
-        tokenizer=TOKENIZER_JSON,
+        tokenizer=options.cache / TOKENIZER_FILE,
         licence_files=licence_files,
         sample=sample,
     )
@@ -151,13 +157,12 @@ def _docs_with_bytes(folder: Path, frame: pl.DataFrame, split: str) -> pl.DataFr
 
 def _documents(options: argparse.Namespace) -> list[Document]:
     documents: list[Document] = []
-    mix = load_mix(options.mix)
     for package in load_packages():
         if package.role != "train":
             continue
         rng = np.random.default_rng([options.seed, len(documents)])
         root = options.cache / "raw" / package.name
-        found = list(extract_package(package, root, mix, rng))
+        found = list(extract_package(package, root, rng))
         size = sum(len(document.text.encode()) for document in found)
         _say(f"{package.name}: {len(found)} documents, {size / 1e6:.2f} MB")
         documents += found

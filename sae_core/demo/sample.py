@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sae_core.demo.packages import Mix, Package
+    from sae_core.demo.packages import Package
 
 PAGE_BYTES = (4_000, 40_000)  # pages a reader would open; a longer one crowds out others
 PAGES_PER_TAKE = 12  # more held-out pages of one package than this are never needed
@@ -36,7 +36,7 @@ Copyright and licence texts of the packages whose text is in sample.parquet.
 corpus.json names each package's file here ("licence_file"). Files ending in .xz are long
 texts, compressed; common-licenses-* are the texts that Debian's copyright files refer to.
 
-The sample holds the packages' text as it is, with these changes: pages over 60 KB are cut;
+The sample holds the packages' text as it is, with these changes: pages over 200 KB are cut;
 base64 strings are cut in pieces of 2-8 KB, some wrapped anew; users' hosts are removed from
 IRC logs; recorded exchanges of PyGithub's tests are written as HTTP/1.1; sentences in other
 scripts are taken out of their pages or message catalogues, each once; Hebrew is unpointed.
@@ -44,16 +44,13 @@ scripts are taken out of their pages or message catalogues, each once; Hebrew is
 ZSTD_LEVEL = 19  # written once, shipped often
 
 
-def held_out(
-    frame: pl.DataFrame, packages: list[Package], root: Path, mix: Mix, seed: int
-) -> list[Document]:
+def held_out(frame: pl.DataFrame, packages: list[Package], root: Path, seed: int) -> list[Document]:
     """Candidates for the sample, those of the corpus first.
 
     Args:
         frame: the corpus's documents, as made by `mix.documents_frame`.
         packages: packages that may be in the sample.
         root: folder of the unpacked packages.
-        mix: a mix with caps large enough to find more pages than the corpus has.
         seed: orders the files.
     """
     table = ShingleTable()
@@ -69,7 +66,7 @@ def held_out(
     for package in packages:
         if package.name in names:
             rng = np.random.default_rng(seed)
-            known += _more_pages(package, root / package.name, mix, rng, table)
+            known += _more_pages(package, root / package.name, rng, table)
     return [document for document in known if _has_page_size(document)]
 
 
@@ -151,10 +148,10 @@ def write_licences(packages: list[Package], root: Path, folder: Path) -> dict[st
 
 
 def _more_pages(
-    package: Package, root: Path, mix: Mix, rng: np.random.Generator, table: ShingleTable
+    package: Package, root: Path, rng: np.random.Generator, table: ShingleTable
 ) -> Iterator[Document]:
     n_found = 0
-    for document in extract_package(package, root, mix, rng):
+    for document in extract_package(package, root, rng):
         is_whole = document.family in WHOLE_FILE_FAMILIES and "#" not in document.source
         text = document.text.encode()
         if not is_whole or not _has_page_size(document) or split_of(text) == "train":

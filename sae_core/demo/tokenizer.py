@@ -16,21 +16,19 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sae_core.demo.packages import Mix
-
 N_TOKENS = 4096  # small enough that a 512-neuron model sees each token often
 DOCUMENT_MARK = "<|endoftext|>"  # id 0, before each document
 MIN_FREQUENCY = 2  # a pair seen once is noise
 BRACKET = " ?</?"  # kept apart so that `">` and ` <` do not fuse into `"><`
 
 
-def train_tokenizer(frame: pl.DataFrame, mix: Mix, seed: int) -> Tokenizer:
-    """A tokenizer trained on the documents' train split, families capped by the mix.
+def train_tokenizer(frame: pl.DataFrame, caps_mb: dict[str, float], seed: int) -> Tokenizer:
+    """A tokenizer trained on the documents' train split, families capped.
 
     Args:
         frame: as made by `mix.documents_frame`.
-        mix: `tokenizer_caps_mb` keeps rare scripts low, so that one of their
-            characters takes two or three tokens, as in the paper.
+        caps_mb: family -> MB (10^6 bytes) at most. They keep rare scripts low, so that
+            one of their characters takes two or three tokens, as in the paper.
         seed: order in which documents of a capped family are taken.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -48,7 +46,7 @@ def train_tokenizer(frame: pl.DataFrame, mix: Mix, seed: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(frame, mix, seed), trainer)
+    tokenizer.train_from_iterator(_texts(frame, caps_mb, seed), trainer)
     return tokenizer
 
 
@@ -77,10 +75,10 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     return rows
 
 
-def _texts(frame: pl.DataFrame, mix: Mix, seed: int) -> Iterator[str]:
+def _texts(frame: pl.DataFrame, caps_mb: dict[str, float], seed: int) -> Iterator[str]:
     train = frame.filter(pl.col("split") == "train")
     train = train[np.random.default_rng(seed).permutation(len(train))]
-    left = {family: mb * 1e6 for family, mb in mix.tokenizer_caps_mb.items()}
+    left = {family: mb * 1e6 for family, mb in caps_mb.items()}
     for family, text in zip(train["family"], train["text"], strict=True):
         left[family] = left.get(family, float("inf")) - len(text)
         if left[family] > 0:
