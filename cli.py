@@ -48,7 +48,10 @@ HELP = {"help_option_names": ["-h", "--help"], "show_default": True}
 DEMO_TEXT = str(Path(commands.__file__).parent / "demo" / "sample.parquet")
 AUTOMATA_COLUMNS = ("rank", "name", "kind", "n_states", "retention", "held_out_retention", "title")
 DEMO_COLUMNS = ("automaton", "kind", "retention", "held_out_retention", "file")
-TRUTH_COLUMNS = ("what", "accuracy", "macro_f1", "low", "high", "n_tokens")
+TRUTH_COLUMNS = (
+    *("what", "accuracy", "low", "high", "macro_f1", "macro_f1_low", "macro_f1_high"),
+    *("difference", "difference_low", "difference_high", "n_tokens"),
+)
 
 run_argument = click.argument("run", type=PATH)
 
@@ -314,13 +317,31 @@ def trace(
 @click.option(
     "--all-documents", is_flag=True, help="Score on all documents, not held-out ones only."
 )
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Score this package (a folder of the text) only, from all others; repeatable.",
+)
 @json_option
-def truth(run: Path, kind: str, *, states: int | None, all_documents: bool, as_json: bool) -> None:
+def truth(
+    run: Path,
+    kind: str,
+    *,
+    states: int | None,
+    all_documents: bool,
+    only: tuple[str, ...],
+    as_json: bool,
+) -> None:
     r"""Score features, automata, neurons and bare tokens against a real parser.
+
+    Intervals (low, high) are 95 % ones from packages drawn with replacement; `difference` is the
+    accuracy of the features less that of the row, both on the same packages.
 
     \b
     Example:
       circuits truth run --kind html
+      circuits truth run --kind html --all-documents --only bash-doc
     """
     from circuits.run import open_run
     from circuits.steps import truth_scores
@@ -330,6 +351,7 @@ def truth(run: Path, kind: str, *, states: int | None, all_documents: bool, as_j
         kind,
         n_states=states,
         held_out=None if all_documents else True,
+        only=tuple(dict.fromkeys(only)),
         gather_neurons=_late("sae_core.regather", "gather_neurons"),
         say=console.say,
     )

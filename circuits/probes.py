@@ -144,6 +144,8 @@ def _solve(within: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[n
 
 
 def _predict(acts: csr_array, rows: NDArray[np.int64], fitted: _Linear) -> NDArray[np.uint8]:
-    scores = acts[rows] @ fitted.weights + fitted.bias
-    predicted: NDArray[np.uint8] = np.argmax(scores, axis=1).astype(np.uint8)
+    predicted = np.zeros(len(rows), dtype=np.uint8)
+    for at in range(0, len(rows), BLOCK_ROWS):
+        scores = acts[rows[at : at + BLOCK_ROWS]] @ fitted.weights + fitted.bias
+        predicted[at : at + BLOCK_ROWS] = np.argmax(scores, axis=1)
     return predicted

@@ -20,7 +20,8 @@ from circuits.render import page, render, zoomed
 from circuits.run import open_run
 from circuits.trace import trace
 from circuits.trace_text import trace_text
-from circuits.truth_texts import score, truth_text
+from circuits.truth_rows import rows_of
+from circuits.truth_texts import tables_of, truth_text
 from sae_core.byte_tokenizer import ByteTokenizer
 from sae_core.corpus import plan_documents
 from sae_core.errors import ModelError, SaeError, StoreError
@@ -186,6 +187,7 @@ def truth_scores(
     *,
     n_states: int | None,
     held_out: bool | None,
+    only: Sequence[str] = (),
     gather_neurons: Callable[[Path, Mapping[int, bytes], Path], Path],
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
@@ -196,20 +198,24 @@ def truth_scores(
         kind: html, python or utf8.
         n_states: draw automata with at most so many states; None leaves them.
         held_out: True for held-out documents, None for all.
+        only: the packages to score, each predicted from all others; none scores all.
         gather_neurons: writes a run of the neurons on some documents.
         say: is told what is left out.
 
     Returns:
-        One row a reader: what, accuracy, macro_f1, low, high, n_tokens.
+        One row a reader: the fields of `circuits.truth_rows.TruthRow`.
+
+    Raises:
+        GraphError: there is no such package, or no document that the parser reads.
     """
     if held_out and not run.documents["held_out"].any():
         say("The run holds no document out; all are scored.")
         held_out = None
-    text = truth_text(run, kind, held_out=held_out)
+    text = truth_text(run, kind, held_out=held_out, only=only)
     say(f"{len(text.documents)} documents, {len(text.tokens.doc_ids):,} tokens.")
     neurons = _neurons_of(run, text.documents, gather_neurons, say)
     automata = [zoomed(automaton, n_states) for automaton in run.automata]
-    rows = score(run, text, automata=automata, neurons=neurons)
+    rows = rows_of(tables_of(run, text, automata=automata, neurons=neurons))
     return [vars(row) for row in rows]
 
 

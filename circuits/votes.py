@@ -6,6 +6,7 @@
    they would drown the frequency of the label. The damping that tells most labels of the training
    part is taken.
 3. To it comes the log frequency of the label; the highest wins.
+4. A presence vote is the same with every strength 1: an entry fires, or it does not.
 
 The rule is the same for features and for neurons, whatever their number and density.
 """
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 SMOOTHING_TOKENS = 10.0  # an entry that fired less often votes hardly more than the prior
 DAMPINGS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03)  # 1 is independence
 DAMPING_TOKENS = 100_000  # of the training part, evenly spaced, are enough to choose one
-BLOCK_TOKENS = 1 << 16  # sorted at once
+BLOCK_TOKENS = 1 << 15  # read at once: neurons are dense, and copies of them all are large
+BLOCK_ENTRIES = 1 << 22  # activations summed at once
 
 
 class Presence(NamedTuple):
@@ -32,7 +34,7 @@ class Presence(NamedTuple):
     indptr: NDArray[np.int64]
     """(n_tokens + 1,) start of each token's row."""
 
-    indices: NDArray[np.uint32]
+    indices: NDArray[np.uint32] | NDArray[np.int32]
     """(nnz,) entries that fire, ascending within a token."""
 
     values: NDArray[np.float32]
@@ -42,10 +44,22 @@ class Presence(NamedTuple):
     """Number of entries."""
 
 
-def matrix_of(presence: Presence) -> csr_array:
-    """Give the activations as (n_tokens, d)."""
-    shape = (len(presence.indptr) - 1, presence.d)
-    return csr_array((presence.values, presence.indices.astype(np.int32), presence.indptr), shape)
+def matrix_of(presence: Presence, kept: NDArray[np.int64] | None = None) -> csr_array:
+    """Give the activations as (n_tokens, d), or the rows of some tokens.
+
+    Args:
+        presence: what fires.
+        kept: (n,) the tokens to give; None gives all.
+    """
+    n_tokens = len(presence.indptr) - 1
+    indices = presence.indices.astype(np.int32, copy=False)
+    whole = csr_array((presence.values, indices, presence.indptr), (n_tokens, presence.d))
+    return whole if kept is None or len(kept) == n_tokens else whole[kept]
+
+
+def presence_only(presence: Presence) -> Presence:
+    """Forget how strongly entries fire: every activation becomes 1."""
+    return presence._replace(values=np.ones(len(presence.values), dtype=np.float32))
 
 
 def strongest(presence: Presence, k: int) -> Presence:
@@ -58,15 +72,15 @@ def strongest(presence: Presence, k: int) -> Presence:
     Returns:
         The same with at most k entries a token.
     """
-    strengths = _strengths(matrix_of(presence)).data
-    n_tokens = len(presence.indptr) - 1
-    blocks = range(0, n_tokens, BLOCK_TOKENS)
+    acts = matrix_of(presence)
+    per_mean = _per_mean(acts)
     kept = [
-        _top_of_block(presence.indptr[at : at + BLOCK_TOKENS + 1], strengths, k) for at in blocks
+        _top_of_block(presence.indptr[at : at + BLOCK_TOKENS + 1], acts, per_mean, k)
+        for at in range(0, acts.shape[0], BLOCK_TOKENS)
     ]
-    rows = np.concatenate([np.empty(0, np.int64), *kept])
+    places = np.concatenate([np.empty(0, np.int64), *kept])
     indptr = np.concatenate(([0], np.cumsum(np.minimum(np.diff(presence.indptr), k))))
-    return Presence(indptr, presence.indices[rows], presence.values[rows], presence.d)
+    return Presence(indptr, presence.indices[places], presence.values[places], presence.d)
 
 
 def vote_predictions(
@@ -90,38 +104,82 @@ def vote_predictions(
         (n_tokens,) predictions; 0 outside the tested folds.
     """
     predicted = np.zeros(len(labels), dtype=np.uint8)
-    strengths, one_hot = _strengths(acts), _one_hot(labels, n_labels)
+    per_mean = _per_mean(acts)
     rows = {int(fold): np.flatnonzero(folds == fold) for fold in np.unique(folds)}
-    counts = {fold: (strengths[at].T @ one_hot[at]).toarray() for fold, at in rows.items()}
+    counts = {fold: _counts(acts, per_mean, labels, at, n_labels) for fold, at in rows.items()}
     for fold in tested:
         train = np.flatnonzero(folds != fold)
         others = np.sum([n for other, n in counts.items() if other != fold], axis=0, dtype=float)
         votes, prior = _fitted_votes(others, labels[train], n_labels)
         sample = train[:: max(1, len(train) // DAMPING_TOKENS)]
-        damping = _fitted_damping(strengths[sample] @ votes, prior, labels[sample])
-        sums = strengths[rows[fold]] @ votes
-        predicted[rows[fold]] = np.argmax(damping * sums + prior, axis=1)
+        sums = _strengths(acts, per_mean, sample) @ votes
+        damping = _fitted_damping(sums, prior, labels[sample])
+        for at in _blocks(rows[fold]):
+            sums = _strengths(acts, per_mean, at) @ votes
+            predicted[at] = np.argmax(damping * sums + prior, axis=1)
     return predicted
 
 
 def _top_of_block(
-    indptr: NDArray[np.int64], strengths: NDArray[np.float32], k: int
+    indptr: NDArray[np.int64], acts: csr_array, per_mean: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
     """Give the places of the k strongest entries of each token of a block."""
     start, lengths = indptr[0], np.diff(indptr)
+    entries = slice(start, indptr[-1])
+    strengths = acts.data[entries] * per_mean[acts.indices[entries]]
+    if not len(strengths):
+        return np.empty(0, np.int64)
     rows = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((-strengths[start : indptr[-1]], rows))
-    rank = np.arange(len(rows)) - (indptr[:-1] - start)[rows]
-    places: NDArray[np.int64] = np.sort(order[rank < k]) + start
+    width = max(k, int(lengths.max(initial=0)))
+    padded = np.full((len(lengths), width), -np.inf, dtype=np.float32)
+    padded[rows, np.arange(len(rows)) - (indptr[:-1] - start)[rows]] = strengths
+    least = np.partition(padded, width - k, axis=1)[rows, width - k]  # the k-th largest of the row
+    above, equal = strengths > least, strengths == least
+    before = np.cumsum(equal) - equal  # equal ones of the block before this one
+    n_left = k - np.bincount(rows[above], minlength=len(lengths))
+    place = before - before[np.minimum(indptr[:-1] - start, len(rows) - 1)][rows]
+    kept = above | (equal & (place < n_left[rows]))
+    places: NDArray[np.int64] = np.flatnonzero(kept) + start
     return places
 
 
-def _strengths(acts: csr_array) -> csr_array:
-    """Give each activation over the entry's mean where it fires."""
-    n_fires = np.bincount(acts.indices, minlength=acts.shape[1])
-    sums = np.bincount(acts.indices, weights=acts.data, minlength=acts.shape[1])
-    per_mean = (n_fires / np.maximum(sums, 1e-30)).astype(np.float32)
-    return csr_array((acts.data * per_mean[acts.indices], acts.indices, acts.indptr), acts.shape)
+def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [rows[at : at + BLOCK_TOKENS] for at in range(0, len(rows), BLOCK_TOKENS)]
+
+
+def _per_mean(acts: csr_array) -> NDArray[np.float32]:
+    """Give one over each entry's mean activation where it fires, (d,); 0 where it never does."""
+    d = acts.shape[1]
+    n_fires, sums = np.zeros(d, dtype=np.int64), np.zeros(d)
+    for at in range(0, len(acts.data), BLOCK_ENTRIES):
+        indices, values = acts.indices[at : at + BLOCK_ENTRIES], acts.data[at : at + BLOCK_ENTRIES]
+        n_fires += np.bincount(indices, minlength=d)
+        sums += np.bincount(indices, weights=values, minlength=d)
+    return (n_fires / np.maximum(sums, 1e-30)).astype(np.float32)
+
+
+def _strengths(
+    acts: csr_array, per_mean: NDArray[np.float32], rows: NDArray[np.int64]
+) -> csr_array:
+    """Give the activations of some tokens, each over its entry's mean where it fires."""
+    part = acts[rows]
+    part.data = part.data * per_mean[part.indices]
+    return part
+
+
+def _counts(
+    acts: csr_array,
+    per_mean: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    n_labels: int,
+) -> NDArray[np.float64]:
+    """Sum each entry's strengths by label, (d, n_labels), over some tokens."""
+    counts = np.zeros((acts.shape[1], n_labels))
+    for at in _blocks(rows):
+        one_hot = _one_hot(labels[at], n_labels)
+        counts += (one_hot.T @ _strengths(acts, per_mean, at)).toarray().T
+    return counts
 
 
 def _fitted_votes(

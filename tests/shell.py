@@ -81,6 +81,10 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+TRUTH_COLUMNS = {
+    *("what", "accuracy", "low", "high", "macro_f1", "macro_f1_low", "macro_f1_high"),
+    *("difference", "difference_low", "difference_high", "n_tokens"),
+}
 TRACE_COLUMNS = {
     "source", "doc_id", "pos", "token_str", "byte_end", "state", "features", "probability",
     "promoted",

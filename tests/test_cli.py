@@ -227,7 +227,7 @@ def test_trace_by_tokens_needs_no_model(world: Path) -> None:
 def test_truth_without_a_model_leaves_neurons_out_and_says_so(world: Path) -> None:
     result = shell.invoke("truth", world, "--kind", "utf8", "--json")
     rows = shell.rows_of(result)
-    assert set(rows[0]) == {"what", "accuracy", "macro_f1", "low", "high", "n_tokens"}
+    assert set(rows[0]) == shell.TRUTH_COLUMNS
     readers = [row["what"] for row in rows]
     assert {"features", "token", "token pair", "majority"} <= set(readers)
     assert not any("neuron" in str(reader) for reader in readers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,13 +14,14 @@ from circuits.labels import LABELERS, PYTHON_GROUPS, UTF8_GROUPS, python_kinds, 
 from circuits.probes import probe_predictions
 from circuits.truth import (
     UNLABELLED,
-    TruthRow,
     package_groups,
+    package_names,
     presence_of,
     token_labels,
-    truth_rows,
+    truth_tables,
 )
-from circuits.votes import Presence, strongest, vote_predictions
+from circuits.truth_rows import TruthRow, TruthTables, rows_of
+from circuits.votes import Presence, matrix_of, presence_only, strongest, vote_predictions
 from sae_core.errors import GraphError
 from sae_core.schema import TokenTable
 
@@ -54,10 +57,10 @@ def world(seed: int, n_packages: int = 4, n: int = 3000) -> tuple[TokenTable, li
     return tokens, labels.tolist(), (doc_ids * n_packages // 8).tolist()
 
 
-def scored(
+def tallied(
     tokens: TokenTable, labels: list[int], groups: list[int], d: int = 10, **more: object
-) -> dict[str, TruthRow]:
-    rows = truth_rows(
+) -> TruthTables:
+    return truth_tables(
         features=presence_of(tokens, d),
         tokens=tokens,
         labels=np.array(labels, dtype=np.uint8),
@@ -65,7 +68,20 @@ def scored(
         n_labels=4,
         **more,  # type: ignore[arg-type]
     )
-    return {row.what: row for row in rows}
+
+
+def scored(
+    tokens: TokenTable, labels: list[int], groups: list[int], d: int = 10, **more: object
+) -> dict[str, TruthRow]:
+    return {row.what: row for row in rows_of(tallied(tokens, labels, groups, d, **more))}
+
+
+def neurons_of(labels: list[int], seed: int = 0) -> Presence:
+    """Make 12 neurons that mix the labels with noise."""
+    rng = np.random.default_rng(seed)
+    mixed = np.eye(4)[labels] @ rng.normal(size=(4, 12)) + rng.normal(size=(len(labels), 12)) * 0.3
+    acts = csr_array(np.maximum(mixed, 0).astype(np.float32))
+    return Presence(acts.indptr.astype(np.int64), acts.indices.astype(np.uint32), acts.data, 12)
 
 
 @pytest.mark.parametrize("n_packages", [1, 2, 4])
@@ -123,15 +139,115 @@ def test_states_are_read_by_their_most_frequent_label() -> None:
 
 def test_neurons_are_scored_beside_the_features() -> None:
     tokens, labels, groups = world(4)
-    rng = np.random.default_rng(0)
-    mixed = np.eye(4)[labels] @ rng.normal(size=(4, 12)) + rng.normal(size=(3000, 12)) * 0.3
-    acts = csr_array(np.maximum(mixed, 0).astype(np.float32))
-    neurons = Presence(acts.indptr.astype(np.int64), acts.indices.astype(np.uint32), acts.data, 12)
-    rows = scored(tokens, labels, groups, neurons=neurons)
+    rows = scored(tokens, labels, groups, neurons=lambda: neurons_of(labels))
     assert rows["neuron probe, all"].accuracy > 0.9
     assert rows["neuron probe, all"].accuracy >= rows["neuron probe, 1"].accuracy
     assert rows["neurons"].accuracy > rows["majority"].accuracy
-    assert "neurons at equal L0" in rows
+    assert {
+        "features, presence", "neurons, presence", "neurons at equal L0",
+        "neurons at equal L0, presence",
+    } < set(rows)  # fmt: skip
+
+
+def test_a_shuffled_model_is_read_by_a_vote_and_by_a_probe() -> None:
+    tokens, labels, groups = world(4)
+    noise = np.random.default_rng(9).permutation(labels).tolist()
+    rows = scored(tokens, labels, groups, shuffled=lambda: neurons_of(noise))
+    told = {what: row.accuracy for what, row in rows.items() if "shuffled" in what}
+    assert set(told) == {
+        "shuffled model, neurons at equal L0",
+        "shuffled model, neuron probe, all",
+    }
+    assert all(abs(one - rows["majority"].accuracy) < 0.08 for one in told.values())
+
+
+def test_the_neurons_are_dropped_before_the_shuffled_ones_are_read() -> None:
+    tokens, labels, groups = world(4)
+    alive: list[weakref.ref[Presence]] = []
+
+    def given() -> Presence:
+        assert not [one for one in alive if one() is not None]
+        made = neurons_of(labels)
+        alive.append(weakref.ref(made.values))
+        return made
+
+    scored(tokens, labels, groups, neurons=given, shuffled=given)
+    assert len(alive) == 2
+
+
+def test_a_presence_vote_forgets_how_strongly_an_entry_fires() -> None:
+    # One entry fires on every token; its strength alone tells the label.
+    labels = np.tile([0, 1, 1], 300).astype(np.uint8)
+    acts = np.where(labels == 1, 1.0, 30.0).astype(np.float32)
+    presence = Presence(np.arange(901), np.zeros(900, np.uint32), acts, 1)
+    blind = presence_only(presence)
+    told = [
+        vote_predictions(matrix_of(one), labels, np.arange(900) % 2, tested=(0, 1), n_labels=2)
+        for one in (presence, blind)
+    ]
+    assert (told[0] == labels).all()
+    assert (told[1] == 1).all()
+    assert presence.values[0] == 30.0
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_strongest_are_those_of_a_plain_loop(seed: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 8, size=50)
+    indices = np.concatenate([np.sort(rng.choice(9, n, replace=False)) for n in lengths])
+    values = rng.choice([0.5, 1.0, 2.0], size=len(indices)).astype(np.float32)  # many are equal
+    presence = Presence(
+        np.concatenate([[0], np.cumsum(lengths)]), indices.astype(np.uint32), values, 9
+    )
+    n_fires = np.bincount(indices, minlength=9)
+    sums = np.bincount(indices, weights=values, minlength=9)
+    per_mean = (n_fires / np.maximum(sums, 1e-30)).astype(np.float32)
+    expected = []
+    for first, n in zip(presence.indptr, lengths, strict=False):
+        entries = range(first, first + n)
+        best = sorted(entries, key=lambda e: (-values[e] * per_mean[indices[e]], e))[:k]
+        expected.append([int(indices[e]) for e in sorted(best)])
+    kept = strongest(presence, k)
+    parts = np.split(kept.indices, kept.indptr[1:-1])
+    assert [part.tolist() for part in parts] == expected
+
+
+def test_a_presence_without_entries_has_no_strongest() -> None:
+    nothing = Presence(np.zeros(4, np.int64), np.empty(0, np.uint32), np.empty(0, np.float32), 3)
+    assert strongest(nothing, 2).indptr.tolist() == [0, 0, 0, 0]
+
+
+def test_packages_named_are_scored_alone_by_what_all_others_teach() -> None:
+    tokens, labels, groups = world(0)
+    whole, part = tallied(tokens, labels, groups), tallied(tokens, labels, groups, only=[2, 0])
+    assert part.units == (0, 2)
+    assert part.are_packages
+    for what, counts in part.tables.items():
+        assert counts.tolist() == whole.tables[what][[0, 2]].tolist(), what
+
+
+def test_one_package_scored_alone_has_intervals_over_its_documents() -> None:
+    tokens, labels, groups = world(0)
+    part = tallied(tokens, labels, groups, only=[3])
+    assert not part.are_packages
+    assert part.units == (6, 7)
+    assert rows_of(part)[0].n_tokens == 750
+
+
+def test_scoring_some_of_two_packages_is_refused() -> None:
+    tokens, labels, groups = world(0, 2)
+    with pytest.raises(GraphError, match=r"2 packages have labelled tokens; .* at least 3"):
+        tallied(tokens, labels, groups, only=[1])
+
+
+def test_a_package_without_labels_is_refused() -> None:
+    tokens, labels, groups = world(0)
+    blank = [
+        UNLABELLED if group == 1 else label for label, group in zip(labels, groups, strict=True)
+    ]
+    with pytest.raises(GraphError, match="package 1 has no labelled token"):
+        tallied(tokens, blank, groups, only=[1])
 
 
 def test_too_few_labels_are_refused() -> None:
@@ -225,6 +341,10 @@ def test_a_token_beyond_its_document_is_refused() -> None:
 )
 def test_packages_are_the_first_folders_that_differ(sources: list[str], groups: list[int]) -> None:
     assert package_groups(sources).tolist() == groups
+
+
+def test_packages_are_named_by_their_folder() -> None:
+    assert package_names(["d/b/x", "d/a/y", "d/z"]) == ["b", "a", "."]
 
 
 def test_utf8_labels_say_position_and_length() -> None:
