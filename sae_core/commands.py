@@ -27,9 +27,21 @@ hook_option = click.option("--hook-point", help="Where the dictionary reads  [de
 skip_option = click.option(
     "--skip-bad-rows", is_flag=True, help="Count and leave out table rows without text."
 )
+device_option = click.option(
+    "--device", metavar="DEVICE", default="cpu", help="cpu, cuda (the first GPU) or cuda:N."
+)
 max_tokens_option = click.option(
     "--max-tokens", type=click.IntRange(1), help="Read at most so many tokens."
 )
+
+
+def _numbers(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[int, ...]:
+    """Read whole numbers separated by commas."""
+    try:
+        return tuple(int(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        said = f"{text!r} is not a list of whole numbers, such as 1000,4000"
+        raise click.BadParameter(said) from None
 
 
 @click.command("gather")
@@ -119,7 +131,24 @@ def evaluate_command(
 @click.option("--warm-up-steps", type=click.IntRange(0), default=200, help="Steps of linear rise.")
 @click.option("--seed", type=int, default=0, help="Seed of weights and order.")
 @click.option("--precision", type=PRECISION, default="bfloat16", help="Of the matrix products.")
-@click.option("--checkpoint-every", type=click.IntRange(1), default=250, help="Steps.")
+@click.option(
+    "--validate-every",
+    type=click.IntRange(1),
+    default=250,
+    help="Steps between lines of progress and metrics.jsonl.",
+)
+@click.option(
+    "--checkpoint-every", type=click.IntRange(1), default=250, help="Steps between checkpoints."
+)
+@click.option(
+    "--snapshots",
+    metavar="N,N,...",
+    default="",
+    show_default=False,
+    callback=_numbers,
+    help="Keep the weights after so many tokens as OUTPUT/snapshots/N, float16.",
+)
+@device_option
 def train_model_command(
     train: Path,
     validation: Path,
@@ -131,6 +160,7 @@ def train_model_command(
     n_heads: int,
     d_mlp: int,
     n_ctx: int,
+    device: str,
     **options: Any,
 ) -> None:
     r"""Train a one-layer transformer on TRAIN, a file of uint16 token ids; go on where one stopped.
@@ -140,16 +170,19 @@ def train_model_command(
       circuits train-model train.bin val.bin -o model --tokenizer tokenizer.json --tokens 24000000
     """
     from sae_core.byte_tokenizer import ByteTokenizer
+    from sae_core.devices import choose_device
     from sae_core.train_model import TrainModelConfig, train_model
     from sae_core.transformer import ModelConfig
 
+    with console.usage_errors():
+        choose_device(device)  # before the tokenizer is read
     d_vocab = len(ByteTokenizer(tokenizer).vocabulary)
     with console.usage_errors():
         sizes = ModelConfig(
             d_model=d_model, n_heads=n_heads, d_mlp=d_mlp, n_ctx=n_ctx, d_vocab=d_vocab
         )
         config = TrainModelConfig(n_tokens=tokens, model=sizes, **options)
-    train_model(train, validation, output, config, tokenizer=tokenizer)
+    train_model(train, validation, output, config, tokenizer=tokenizer, device=device)
     console.say(f"{output}: trained. Next: circuits train-sae {output} {train} -o sae")
 
 
@@ -171,7 +204,10 @@ def train_model_command(
 @click.option(
     "--block-windows", type=click.IntRange(1), default=512, help="Windows shuffled at once."
 )
-@click.option("--checkpoint-every", type=click.IntRange(1), default=1000, help="Steps.")
+@click.option(
+    "--checkpoint-every", type=click.IntRange(1), default=1000, help="Steps between checkpoints."
+)
+@device_option
 def train_sae_command(
     model: Path,
     train: Path,
@@ -180,6 +216,7 @@ def train_sae_command(
     features: int,
     active: int,
     activations: int,
+    device: str,
     **options: Any,
 ) -> None:
     r"""Train a TopK dictionary on the activations of MODEL over TRAIN; go on where one stopped.
@@ -188,15 +225,18 @@ def train_sae_command(
     Example:
       circuits train-sae model train.bin -o sae --features 512 --active 10 --activations 40000000
     """
+    from sae_core.devices import choose_device
     from sae_core.train_sae import TrainSaeConfig, train_sae_on_model
     from sae_core.transformer import load_transformer
 
+    with console.usage_errors():
+        choose_device(device)  # before the model is read
     d_in = load_transformer(model).config.d_mlp
     with console.usage_errors():
         config = TrainSaeConfig(
             d_in=d_in, d_sae=features, k=active, n_activations=activations, **options
         )
-    train_sae_on_model(model, train, output, config)
+    train_sae_on_model(model, train, output, config, device=device)
     console.say(f"{output}: trained. Next: circuits evaluate TEXT --sae {output}")
 
 

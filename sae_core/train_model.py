@@ -3,8 +3,8 @@
 1. `train.bin` holds uint16 token ids, each document starting with id 0. Every epoch cuts it into
    windows at a new offset and shuffles them; the batch of step k depends on the seed and k alone.
 2. AdamW; the learning rate warms up, stays, and falls linearly to 0 over the last part.
-3. The unembedding and the loss are computed together, a slice of tokens at a time, so that the
-   logits of a batch (32 x 256 x 4096) never leave the cache.
+3. When a GPU's memory runs out, the windows of a batch go through in portions and their gradients
+   are added up.
 4. A checkpoint (weights, optimiser, step) is replaced whole every few hundred steps. Run again
    after a crash, the final weights are bit for bit those of an undisturbed run (same CPU kind, same
    number of threads).
@@ -19,20 +19,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn import functional
 
+from sae_core.devices import Portions, choose_device, memory_said
 from sae_core.errors import ModelError
-from sae_core.files import sha256_of
+from sae_core.files import reading, sha256_of, write_bytes
+from sae_core.tensors import n_bytes
 from sae_core.token_file import WindowSampler, read_token_ids, spread_windows
 from sae_core.training import (
     Progress,
     load_checkpoint,
     refuse_divergence,
     save_checkpoint,
+    space_said,
+    stop_said,
     to_stderr,
     trapezoid,
 )
-from sae_core.transformer import ModelConfig, Transformer, load_transformer, save_model
+from sae_core.transformer import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    ModelConfig,
+    Transformer,
+    load_transformer,
+    save_model,
+)
+from sae_core.unembed_loss import WINDOWS_A_SLICE, UnembedLoss, mean_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +53,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ADAM_BETAS = (0.9, 0.95)  # 0.95: the second moment follows within ~20 steps, usual for short runs
-LOSS_SLICE = 256  # tokens, 4 MB of logits: they stay in cache; 61k tokens/s against 34k at 2048
-WINDOWS_A_SLICE = 32  # validation windows read at once
+SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,9 @@ class TrainModelConfig:
     n_validation_windows: int = 512
     """Windows, spread evenly over the validation text, of each validation loss."""
 
+    snapshots: tuple[int, ...] = ()
+    """Numbers of tokens, each in 1..n_tokens, after which the weights so far are kept as float16."""
+
     def __post_init__(self) -> None:
         """Refuse settings that cannot train.
 
@@ -115,6 +128,11 @@ class TrainModelConfig:
             raise ValueError("decay_share must be in (0, 1] and warm_up_steps >= 0")
         if self.precision not in {"float32", "bfloat16"}:
             raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}")
+        for n_tokens in self.snapshots:
+            if not 1 <= n_tokens <= self.n_tokens:
+                raise ValueError(
+                    f"snapshots must be numbers of tokens in 1..{self.n_tokens:,}, got {n_tokens:,}"
+                )
 
     @property
     def batch_tokens(self) -> int:
@@ -152,45 +170,6 @@ class TrainModelResult(NamedTuple):
     """The rows of metrics.jsonl: step, n_tokens, losses in nats, lr, tokens_per_s."""
 
 
-class UnembedLoss(torch.autograd.Function):
-    """Mean next-token cross-entropy of normed residuals; the logits are never held whole."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W_U: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """Give the mean loss in nats.
-
-        Args:
-            ctx: autograd's memory between the two passes.
-            x: (n, d_model) normed residuals.
-            W_U: (d_model, d_vocab).
-            targets: (n,) next token ids.
-            dtype: of the matrix products.
-
-        Returns:
-            A scalar.
-        """
-        weights, inputs = W_U.to(dtype), x.to(dtype)
-        grad_x, grad_W = torch.empty_like(x), torch.zeros_like(W_U)
-        total = torch.zeros((), device=x.device)
-        for at in range(0, len(x), LOSS_SLICE):
-            rows = slice(at, at + LOSS_SLICE)
-            target = targets[rows, None]
-            probs = torch.softmax(inputs[rows] @ weights, dim=-1, dtype=torch.float32)
-            of_target = probs.gather(1, target)  # (slice, 1)
-            total -= of_target.log().sum()
-            grad_logits = probs.scatter_(1, target, of_target - 1).to(dtype)
-            grad_x[rows] = grad_logits @ weights.T
-            grad_W += inputs[rows].T @ grad_logits
-        ctx.save_for_backward(grad_x.div_(len(x)), grad_W.div_(len(x)))
-        return total / len(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients that the forward pass made."""
-        grad_x, grad_W = ctx.saved_tensors
-        return grad_x * grads[0], grad_W * grads[0], None, None
-
-
 def train_model(
     train_bin: Path,
     validation_bin: Path,
@@ -206,20 +185,24 @@ def train_model(
     Args:
         train_bin: uint16 token ids, little-endian; a document starts with id 0.
         validation_bin: the same, of documents that are not in train_bin.
-        out_dir: gets checkpoint.safetensors, metrics.jsonl, and at the end config.json and
-            model.safetensors.
+        out_dir: gets checkpoint.safetensors, metrics.jsonl, the snapshots asked for as
+            snapshots/N/ (N tokens seen), and at the end config.json and model.safetensors.
         config: all settings.
         tokenizer: tokenizer.json to be copied beside the weights.
-        device: `cpu` or a CUDA device.
+        device: `cpu`, `cuda` or `cuda:N`.
         progress: is told one line now and then; None writes to stderr.
 
     Returns:
         The model and its curve.
 
     Raises:
-        ModelError: a file is unusable, the checkpoint was made with other settings, or the loss is
-            not finite.
+        ValueError: the device has another name.
+        ModelError: a file is unusable, the checkpoint was made with other settings, the loss is
+            not finite, the GPU is absent, or its memory is too small for one window.
+        StoreError: the tokenizer cannot be read, or `out_dir` not be written.
     """
+    place = choose_device(device)
+    vocabulary = None if tokenizer is None else _bytes_of(tokenizer)
     n_ctx, d_vocab = config.model.n_ctx, config.model.d_vocab
     train_ids = read_token_ids(train_bin, n_ctx=n_ctx, d_vocab=d_vocab)
     sampler = WindowSampler(
@@ -230,37 +213,12 @@ def train_model(
         n_ctx=n_ctx,
         n_most=config.n_validation_windows,
     )
-    settings = _settings(config, train_bin)
-    run = _Run(out_dir, config, settings, torch.device(device), progress or to_stderr)
-    run.resume()
-    run.train(sampler, validation)
-    save_model(run.model, out_dir, tokenizer=tokenizer)
-    return TrainModelResult(load_transformer(out_dir), run.metrics)
-
-
-@torch.no_grad()
-def mean_loss(model: Transformer, windows: NDArray[np.int64]) -> float:
-    """Give the mean next-token cross-entropy in nats, computed in float32.
-
-    Args:
-        model: the transformer.
-        windows: (n, n_ctx + 1) token ids.
-
-    Returns:
-        Nats a token.
-    """
-    device = model.W_U.device
-    total: float = 0.0
-    for at in range(0, len(windows), WINDOWS_A_SLICE):
-        ids = torch.from_numpy(windows[at : at + WINDOWS_A_SLICE]).to(device)
-        x = model.ln_final(model.run_through(ids[:, :-1])).flatten(0, 1)  # (batch * pos, d_model)
-        targets = ids[:, 1:].flatten()
-        for first in range(0, len(x), LOSS_SLICE):
-            rows = slice(first, first + LOSS_SLICE)
-            logits = x[rows] @ model.W_U
-            total += functional.cross_entropy(logits, targets[rows], reduction="sum").item()
-    n_predicted: int = windows[:, 1:].size
-    return total / n_predicted
+    with memory_said(place, ModelError):
+        run = _Run(out_dir, config, _settings(config, train_bin), place, progress or to_stderr)
+        run.resume()
+        run.train(sampler, validation)
+    run.save_model(vocabulary)
+    return TrainModelResult(load_transformer(run.out_dir), run.metrics)
 
 
 class _Run:
@@ -277,71 +235,128 @@ class _Run:
         self.out_dir = Path(out_dir)
         self.config = config
         self.settings = settings
+        self.device = device
         self.progress = progress
         self.model = Transformer(config.model, seed=config.seed).to(device)
         self.optimiser = _optimiser(self.model, config)
-        self.step = 0
+        self.portions = self._portions(config.batch_windows)
+        self.validation_portions = self._portions(WINDOWS_A_SLICE)
+        self.step = self.kept_step = 0  # done, and done when the checkpoint was taken up
         self.metrics: list[dict[str, float]] = []
 
     def resume(self) -> None:
         """Take up the checkpoint, when there is one of the same settings."""
         done = load_checkpoint(self.out_dir, self.model, self.optimiser, self.settings, ModelError)
-        if done is not None:
-            self.step, self.metrics = done.step, done.metrics
-            self.progress(f"resuming at step {self.step} of {self.config.n_steps}")
-
-    def save(self) -> None:
-        """Replace the checkpoint and the curve."""
-        progress = Progress(self.step, self.metrics, {})
-        save_checkpoint(self.out_dir, self.model, self.optimiser, progress, self.settings)
+        if done is None:
+            return
+        self.step = self.kept_step = done.step
+        self.metrics = done.metrics
+        self.progress(f"resuming at step {self.step} of {self.config.n_steps}")
+        for n_tokens in self.config.snapshots:
+            folder = self._snapshot_folder(n_tokens)
+            if self._step_of(n_tokens) <= self.step and not (folder / CONFIG_FILE).exists():
+                self.progress(
+                    f"{folder} cannot be made: the checkpoint is already past {n_tokens:,} tokens; "
+                    "to have it, train again in another folder"
+                )
 
     def train(self, sampler: WindowSampler, validation: NDArray[np.int64]) -> None:
-        """Step to the end; a row of metrics and a checkpoint now and then."""
+        """Step to the end; a row of metrics, a snapshot and a checkpoint now and then."""
         config = self.config
         losses: list[float] = []
         started = time.monotonic()
-        while self.step < config.n_steps:
-            losses.append(self._one_step(sampler.batch(self.step)))
-            self.step += 1
-            is_last = self.step == config.n_steps
-            if self.step % config.validate_every == 0 or is_last:
-                speed = len(losses) * config.batch_tokens / (time.monotonic() - started)
-                self._record(losses, validation, speed)
-                losses, started = [], time.monotonic()
-            if self.step % config.checkpoint_every == 0 or is_last:
-                self.save()
+        with stop_said(self.out_dir, self.progress):
+            while self.step < config.n_steps:
+                losses.append(self._gradients(sampler.batch(self.step)))
+                self._keep()
+                self._update()
+                self.step += 1
+                if self.step % config.validate_every == 0 or self.step == config.n_steps:
+                    speed = len(losses) * config.batch_tokens / (time.monotonic() - started)
+                    self._record(losses, validation, speed)
+                    losses, started = [], time.monotonic()
+            self._keep()
 
-    def _one_step(self, windows: NDArray[np.int64]) -> float:
-        device = self.model.W_U.device
-        ids = torch.from_numpy(windows).to(device)
-        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-            resid = self.model.run_through(ids[:, :-1])
-        x = self.model.ln_final(resid.float()).flatten(0, 1)  # (batch * pos, d_model)
-        targets = ids[:, 1:].flatten()
-        loss: Tensor = UnembedLoss.apply(x, self.model.W_U, targets, dtype)  # type: ignore[no-untyped-call]
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+    def save_model(self, vocabulary: bytes | None) -> None:
+        """Write the finished model; the tokenizer first, the config last."""
+        needed = n_bytes(self.model.state_dict()) + len(vocabulary or b"")
+        with stop_said(self.out_dir, self.progress), space_said(self.out_dir, needed):
+            if vocabulary is not None:
+                write_bytes(self.out_dir / TOKENIZER_FILE, vocabulary)
+            save_model(self.model, self.out_dir)
+
+    def _portions(self, n_most: int) -> Portions:
+        return Portions(n_most, "window", self.device, self.progress, ModelError)
+
+    def _keep(self) -> None:
+        """Write what is due of the weights so far, which have just given a finite loss."""
+        if self.step == self.kept_step:
+            return
+        for n_tokens in self.config.snapshots:
+            if self._step_of(n_tokens) == self.step:
+                with space_said(self.out_dir, n_bytes(self.model.state_dict()) // 2):
+                    save_model(self.model, self._snapshot_folder(n_tokens), dtype=torch.float16)
+        if self.step % self.config.checkpoint_every == 0 or self.step == self.config.n_steps:
+            done = Progress(self.step, self.metrics, {})
+            save_checkpoint(
+                self.out_dir, self.model, self.optimiser, done, self.settings, error=ModelError
+            )
+
+    def _snapshot_folder(self, n_tokens: int) -> Path:
+        return self.out_dir / SNAPSHOTS / f"{n_tokens:011d}"
+
+    def _step_of(self, n_tokens: int) -> int:
+        """Give the number of steps after which so many tokens, or all, have been seen."""
+        return min(-(-n_tokens // self.config.batch_tokens), self.config.n_steps)
+
+    def _gradients(self, windows: NDArray[np.int64]) -> float:
+        """Put a batch's clipped gradient in place; give its mean loss in nats, finite."""
         config = self.config
+        ids = torch.from_numpy(windows).to(self.device)
+        loss = self.portions.fit(lambda: self._add_gradients(ids), len(ids))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         refuse_divergence(
-            {"loss": loss.item(), "gradient norm": norm.item()},
+            {"loss": loss, "gradient norm": norm.item()},
             self.step,
             self.out_dir,
             f"lr {config.lr}, batch {config.batch_windows}, seed {config.seed}",
             ModelError,
         )
+        return loss
+
+    def _add_gradients(self, ids: Tensor) -> float:
+        """Add up the gradients of a batch's portions: (windows, n_ctx + 1) ids to the mean loss."""
+        self.optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for rows in self.portions.slices(len(ids)):
+            loss = self._loss(ids[rows]) * ((rows.stop - rows.start) / len(ids))
+            torch.autograd.backward(loss)
+            total += loss.item()
+        return total
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+            resid = self.model.run_through(ids[:, :-1])
+        x = self.model.ln_final(resid.float()).flatten(0, 1)  # (batch * pos, d_model)
+        targets = ids[:, 1:].flatten()
+        loss: Tensor = UnembedLoss.apply(x, self.model.W_U, targets, dtype)  # type: ignore[no-untyped-call]
+        return loss
+
+    def _update(self) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr_at(self.step)
         self.optimiser.step()
-        return loss.item()
 
     def _record(self, losses: list[float], validation: NDArray[np.int64], speed: float) -> None:
+        loss = mean_loss(self.model, validation, portions=self.validation_portions)
+        said = f"lr {self.config.lr}, seed {self.config.seed}"
+        refuse_divergence({"validation loss": loss}, self.step, self.out_dir, said, ModelError)
         row = {
             "step": self.step,
             "n_tokens": self.step * self.config.batch_tokens,
             "train_loss": round(sum(losses) / len(losses), 5),
-            "validation_loss": round(mean_loss(self.model, validation), 5),
+            "validation_loss": round(loss, 5),
             "lr": round(self.config.lr_at(self.step - 1), 8),
             "tokens_per_s": round(speed),
         }
@@ -354,9 +369,14 @@ class _Run:
 
 def _settings(config: TrainModelConfig, train_bin: Path) -> dict[str, Any]:
     settings = json.loads(json.dumps(asdict(config)))
-    for name in ("checkpoint_every", "validate_every", "n_validation_windows"):
+    for name in ("checkpoint_every", "validate_every", "n_validation_windows", "snapshots"):
         settings.pop(name)  # they decide no weight
     return {**settings, "train_sha256": sha256_of(train_bin)}
+
+
+def _bytes_of(path: Path) -> bytes:
+    with reading(path):
+        return path.read_bytes()
 
 
 def _optimiser(model: Transformer, config: TrainModelConfig) -> torch.optim.AdamW:

@@ -8,7 +8,8 @@
    long learn to reconstruct what is missing (the auxiliary loss), so that they come back to life.
 4. Adam; before a step the gradient along each decoder row is removed, after it the rows have unit
    norm again.
-5. From a model: blocks of windows, spread over the whole text, are run to the hook point and their
+5. When a GPU's memory runs out, a batch goes through in portions whose gradients are added up.
+6. From a model: blocks of windows, spread over the whole text, are run to the hook point and their
    activations shuffled, so that a batch mixes hundreds of contexts; block b depends on the seed and
    b alone.
 
@@ -23,28 +24,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.nn import functional
 
 from sae_core.activations import (
     ActivationSource,
-    ArraySource,
-    IteratorSource,
     ModelSource,
+    checked,
     geometric_median,
+    source_of,
     unit_scale,
 )
+from sae_core.devices import Portions, choose_device, memory_said
 from sae_core.errors import SaeError
 from sae_core.files import sha256_of
 from sae_core.language_model import hash_weights
 from sae_core.sae import SaeConfig, SparseAutoencoder, save_sae
+from sae_core.tensors import n_bytes
 from sae_core.token_file import read_token_ids
+from sae_core.topk_loss import BatchLoss, TopkLoss
 from sae_core.training import (
     Progress,
     load_checkpoint,
     refuse_divergence,
     save_checkpoint,
+    space_said,
+    stop_said,
     to_stderr,
     trapezoid,
 )
@@ -53,10 +58,10 @@ from sae_core.transformer import WEIGHTS_FILE, load_transformer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-AUX_COEFFICIENT = 1 / 32  # Gao et al. 2024, section A.2
 ADAM_BETAS = (0.9, 0.999)
 
 
@@ -152,6 +157,7 @@ def train_sae(
     activations: NDArray[np.float32] | Iterator[NDArray[np.float32]],
     config: TrainSaeConfig,
     *,
+    device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> TrainingResult:
     """Train a TopK dictionary on activations in memory, or on an iterator of batches.
@@ -159,24 +165,23 @@ def train_sae(
     Args:
         activations: (n, d_in) float32, or an iterator of such batches, of which each is one step.
         config: all settings.
+        device: `cpu`, `cuda` or `cuda:N`.
         progress: is told one line now and then; None is silent.
 
     Returns:
         The dictionary and its curve.
 
     Raises:
-        SaeError: the activations have another width, are not finite or are too few, or training
-            diverges.
+        ValueError: the device has another name.
+        SaeError: the activations have another width, are not finite or are too few, training
+            diverges, or a single row does not fit into the GPU's memory.
+        ModelError: the GPU is absent.
     """
-    source: ActivationSource
-    if isinstance(activations, np.ndarray):
-        if len(activations) == 0:
-            raise SaeError("there are no activations to train on; give at least one batch")
-        source = ArraySource(activations, batch_size=config.batch_size, seed=config.seed)
-    else:
-        source = IteratorSource(iter(activations))
-    trainer = _Trainer(source, config, None, {}, progress or (lambda _: None))
-    trainer.train()
+    place = choose_device(device)
+    source = source_of(activations, batch_size=config.batch_size, seed=config.seed)
+    with memory_said(place, SaeError):
+        trainer = _Trainer(source, config, None, {}, device=place, say=progress or (lambda _: None))
+        trainer.train()
     return TrainingResult(trainer.finished(""), trainer.metrics)
 
 
@@ -186,6 +191,7 @@ def train_sae_on_model(
     out_dir: Path,
     config: TrainSaeConfig,
     *,
+    device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> TrainingResult:
     """Train a TopK dictionary on a model's activations, or go on from the checkpoint in `out_dir`.
@@ -196,39 +202,47 @@ def train_sae_on_model(
         out_dir: gets checkpoint.safetensors and metrics.jsonl, and at the end cfg.json and
             sae_weights.safetensors.
         config: all settings.
+        device: `cpu`, `cuda` or `cuda:N`.
         progress: is told one line now and then; None writes to stderr.
 
     Returns:
         The dictionary and its curve.
 
     Raises:
-        SaeError: the widths differ, the checkpoint was made with other settings, or training
-            diverges.
-        ModelError: the model or the token file is unusable.
+        ValueError: the device has another name.
+        SaeError: the widths differ, the checkpoint was made with other settings, the model's
+            activations are not finite, training diverges, or memory is too small for one window.
+        ModelError: the model or the token file is unusable, or the GPU is absent.
+        StoreError: `out_dir` cannot be written.
     """
+    place, say = choose_device(device), progress or to_stderr
     model = load_transformer(model_dir)
     if config.d_in != model.config.d_mlp:
         raise SaeError(
             f"d_in is {config.d_in}, but {config.hook_point} of {model_dir} is "
             f"{model.config.d_mlp} wide"
         )
-    source = ModelSource(
-        model,
-        read_token_ids(train_bin, n_ctx=model.config.n_ctx, d_vocab=model.config.d_vocab),
-        layer=int(config.hook_point.split(".")[1]),
-        batch_size=config.batch_size,
-        block_windows=config.block_windows,
-        seed=config.seed,
-    )
     origin = {
         "model_sha256": sha256_of(model_dir / WEIGHTS_FILE),
         "train_sha256": sha256_of(train_bin),
     }
-    trainer = _Trainer(source, config, out_dir, origin, progress or to_stderr)
-    trainer.resume()
-    trainer.train()
+    with memory_said(place, SaeError):
+        source = ModelSource(
+            model.to(place),
+            read_token_ids(train_bin, n_ctx=model.config.n_ctx, d_vocab=model.config.d_vocab),
+            layer=int(config.hook_point.split(".")[1]),
+            batch_size=config.batch_size,
+            block_windows=config.block_windows,
+            seed=config.seed,
+            name=str(train_bin),
+            progress=say,
+        )
+        trainer = _Trainer(source, config, out_dir, origin, device=place, say=say)
+        trainer.resume()
+        trainer.train()
     sae = trainer.finished(hash_weights(model))
-    save_sae(sae, out_dir)
+    with stop_said(out_dir, say), space_said(out_dir, n_bytes(sae.state_dict())):
+        save_sae(sae, out_dir)
     return TrainingResult(sae, trainer.metrics)
 
 
@@ -241,23 +255,30 @@ class _Trainer:
         config: TrainSaeConfig,
         out_dir: Path | None,
         origin: dict[str, Any],
-        progress: Callable[[str], None],
+        *,
+        device: torch.device,
+        say: Callable[[str], None],
     ) -> None:
         self.source = source
+        self.device = device
         self.config = config
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.settings = {**asdict(config), **origin}
         for name in ("checkpoint_every", "record_every"):
             self.settings.pop(name)  # they decide no weight
-        self.progress = progress
-        first = self._checked(source.batch(0), 0)
+        self.say = say
+        first = self._batch(0)
         self.scale = unit_scale(first)
-        self.sae = _start(config, first * self.scale)
+        self.sae = _start(config, first * self.scale).to(device)
+        self.loss = TopkLoss(
+            self.sae, config.k, config.k_aux, config.dead_after, precision=config.precision
+        )
+        self.portions = Portions(None, "row", device, say, SaeError)
         self.optimiser = torch.optim.Adam(
             self.sae.parameters(), lr=config.lr, betas=ADAM_BETAS, fused=True
         )
-        self.silent = torch.zeros(config.d_sae, dtype=torch.int64)
-        self.step = 0
+        self.silent = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
+        self.step = self.kept_step = 0  # done, and done when the checkpoint was taken up
         self.metrics: list[dict[str, float]] = []
 
     def resume(self) -> None:
@@ -265,28 +286,32 @@ class _Trainer:
         assert self.out_dir is not None
         done = load_checkpoint(self.out_dir, self.sae, self.optimiser, self.settings, SaeError)
         if done is not None:
-            self.step, self.metrics, self.silent = done.step, done.metrics, done.extra["silent"]
-            self.progress(f"resuming at step {self.step} of {self.config.n_steps}")
+            self.step = self.kept_step = done.step
+            self.metrics, self.silent = done.metrics, done.extra["silent"].to(self.device)
+            self.say(f"resuming at step {self.step} of {self.config.n_steps}")
 
     def train(self) -> None:
         """Step to the end; a row of metrics and a checkpoint now and then."""
-        sums = torch.zeros(
-            2
-        )  # error / variance, active features: summed over the steps since the last row
+        batch = torch.empty(0)
+        sums = torch.zeros(2, device=self.device)  # fvu and l0, over the steps since the last row
         n_steps, started = 0, time.monotonic()
-        while self.step < self.config.n_steps:
-            batch = self._checked(self.source.batch(self.step), self.step) * self.scale
-            sums += self._one_step(batch)
-            self.step += 1
-            n_steps += 1
-            is_last = self.step == self.config.n_steps
-            if self.step % self.config.record_every == 0 or is_last:
-                speed = n_steps * len(batch) / (time.monotonic() - started)
-                self._record(sums / n_steps, speed)
-                sums, n_steps, started = torch.zeros(2), 0, time.monotonic()
-            if self.out_dir and (self.step % self.config.checkpoint_every == 0 or is_last):
-                done = Progress(self.step, self.metrics, {"silent": self.silent})
-                save_checkpoint(self.out_dir, self.sae, self.optimiser, done, self.settings)
+        with stop_said(self.out_dir, self.say):
+            while self.step < self.config.n_steps:
+                batch = self._batch(self.step) * self.scale
+                found = self._gradients(batch)
+                self._keep()
+                self._update(found)
+                self.step += 1
+                sums += torch.stack([found.fvu, found.l0])
+                n_steps += 1
+                is_last = self.step == self.config.n_steps
+                if self.step % self.config.record_every == 0 or is_last:
+                    speed = n_steps * len(batch) / (time.monotonic() - started)
+                    self._record(sums / n_steps, speed)
+                    sums, n_steps, started = torch.zeros_like(sums), 0, time.monotonic()
+            if self.step > self.kept_step:
+                self._gradients(batch)  # refuses last weights that are bad
+                self._keep()
 
     @torch.no_grad()
     def finished(self, model_hash: str) -> SparseAutoencoder:
@@ -308,43 +333,32 @@ class _Trainer:
         sae.b_dec.div_(self.scale)
         return sae.eval()
 
-    def _one_step(self, x: Tensor) -> Tensor:
-        """Update the weights on one batch; give (fvu, l0)."""
-        use_bfloat16 = self.config.precision == "bfloat16"
-        sae = self.sae
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=use_bfloat16):
-            centre = (
-                sae.b_dec.detach()
-            )  # x has no gradient, so this saves one of six matrix products
-            pre_acts = (x - centre) @ sae.W_enc + (sae.b_enc - (sae.b_dec - centre) @ sae.W_enc)
-            values, indices = torch.relu(pre_acts).topk(self.config.k, dim=-1, sorted=False)
-            acts = torch.zeros_like(pre_acts).scatter(1, indices, values)
-            error = x - (acts @ sae.W_dec).float() - sae.b_dec
-            fires = (acts.detach() > 0).sum(dim=0)
-            self.silent = torch.where(fires > 0, 0, self.silent + len(x))
-            variance = (x - x.mean(dim=0)).square().sum().clamp_min(1e-12)
-            fvu = error.square().sum() / variance
-            loss = fvu + AUX_COEFFICIENT * self._aux_loss(pre_acts, error.detach())
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        said = f"lr {self.config.lr}, k {self.config.k}, seed {self.config.seed}"
-        refuse_divergence({"loss": loss.item()}, self.step, self.out_dir, said, SaeError)
-        self._update()
-        return torch.stack([fvu.detach(), fires.sum() / len(x)])
+    def _batch(self, step: int) -> Tensor:
+        return checked(self.source.batch(step), step, d_in=self.config.d_in, device=self.device)
 
-    def _aux_loss(self, pre_acts: Tensor, error: Tensor) -> Tensor:
-        """Give the share of the error that silent features, at their best, still miss."""
-        silent = (self.silent > self.config.dead_after).nonzero()[:, 0]
-        if len(silent) == 0:
-            return error.new_zeros(())
-        hidden = torch.relu(pre_acts[:, silent].float())
-        values, indices = hidden.topk(min(self.config.k_aux, len(silent)), dim=-1, sorted=False)
-        acts = torch.zeros_like(hidden).scatter(1, indices, values)
-        missed = error - (acts @ self.sae.W_dec[silent]).float()
-        return missed.square().sum() / error.square().sum().clamp_min(1e-12)
+    def _keep(self) -> None:
+        """Write the weights so far when it is time; their loss was finite a moment ago."""
+        is_due = self.step % self.config.checkpoint_every == 0 or self.step == self.config.n_steps
+        if self.out_dir is not None and is_due and self.step > self.kept_step:
+            done = Progress(self.step, self.metrics, {"silent": self.silent})
+            save_checkpoint(
+                self.out_dir, self.sae, self.optimiser, done, self.settings, error=SaeError
+            )
+
+    def _gradients(self, x: Tensor) -> BatchLoss:
+        """Put a batch's gradient in place; its loss is finite."""
+        found = self.portions.fit(lambda: self._add_gradients(x), len(x))
+        said = f"lr {self.config.lr}, k {self.config.k}, seed {self.config.seed}"
+        refuse_divergence({"loss": found.total}, self.step, self.out_dir, said, SaeError)
+        return found
+
+    def _add_gradients(self, x: Tensor) -> BatchLoss:
+        self.optimiser.zero_grad(set_to_none=True)
+        return self.loss.add_gradients(x, self.silent, self.portions.slices(len(x)))
 
     @torch.no_grad()
-    def _update(self) -> None:
+    def _update(self, found: BatchLoss) -> None:
+        self.silent = found.silent
         rate = trapezoid(
             self.step,
             n_steps=self.config.n_steps,
@@ -357,19 +371,6 @@ class _Trainer:
         grad -= (grad * W_dec).sum(dim=1, keepdim=True) * W_dec
         self.optimiser.step()
         W_dec.copy_(functional.normalize(W_dec, dim=1))
-
-    def _checked(self, batch: NDArray[np.float32], step: int) -> Tensor:
-        if batch.ndim != 2 or batch.shape[1] != self.config.d_in or len(batch) == 0:
-            raise SaeError(
-                f"the activations of step {step} have shape {batch.shape}; (n, "
-                f"{self.config.d_in}) was expected"
-            )
-        x = torch.from_numpy(np.ascontiguousarray(batch, np.float32))
-        if not bool(torch.isfinite(x).all()):
-            raise SaeError(
-                f"the activations of step {step} hold NaN or infinity; check the model's output"
-            )
-        return x
 
     def _record(self, means: Tensor, speed: float) -> None:
         n_dead = int((self.silent > self.config.dead_after).sum())
@@ -385,7 +386,7 @@ class _Trainer:
         said = (
             f"fvu {row['fvu']:.4f}  l0 {row['l0']:.1f}  silent {n_dead}  {speed:,.0f} activations/s"
         )
-        self.progress(f"step {self.step}/{self.config.n_steps}  {said}")
+        self.say(f"step {self.step}/{self.config.n_steps}  {said}")
 
 
 @torch.no_grad()

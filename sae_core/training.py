@@ -1,27 +1,36 @@
-"""What both trainers share: a learning-rate schedule, and checkpoints to go on from exactly."""
+"""What both trainers share: a learning-rate schedule, and checkpoints to go on from exactly.
+
+A checkpoint is replaced whole, and only by weights that are known to be good: those of step s are
+written once the gradient of step s + 1 was finite. A signal, a full disk or a divergence leaves the
+one before, and the message names it.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import shutil
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from sae_core.errors import FeatureCircuitError, StoreError
 from sae_core.files import write_text
-from sae_core.tensors import read_all_tensors, read_metadata, write_tensors
+from sae_core.tensors import n_bytes, read_all_tensors, read_metadata, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
-    from sae_core.errors import FeatureCircuitError
-
 CHECKPOINT_FILE = "checkpoint.safetensors"
 METRICS_FILE = "metrics.jsonl"
+JSON_BYTES = 4096  # room for the settings written beside weights
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Progress(NamedTuple):
@@ -64,26 +73,39 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer,
     progress: Progress,
     settings: Mapping[str, Any],
+    *,
+    error: type[FeatureCircuitError],
 ) -> None:
-    """Replace the checkpoint and the curve of a run; both appear whole or not at all.
+    """Replace the curve and the checkpoint of a run; both appear whole or not at all.
 
     Args:
-        folder: gets checkpoint.safetensors and metrics.jsonl.
+        folder: gets metrics.jsonl and checkpoint.safetensors.
         module: its parameters are saved.
         optimiser: an Adam over those parameters.
         progress: step, curve and the trainer's own tensors.
         settings: everything that decides the weights; compared by `load_checkpoint`.
+        error: class of the error to raise.
+
+    Raises:
+        FeatureCircuitError: of class `error`: a weight or a moment is not finite; nothing is
+            written.
+        StoreError: the folder cannot be written or the disk is full.
     """
     tensors: dict[str, Tensor] = {}
     for name, weight in module.named_parameters():
         tensors[f"weights.{name}"] = weight
         moments = optimiser.state[weight]
         tensors |= {f"optimiser.{name}.{key}": value for key, value in moments.items()}
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            said = f"lr {settings['lr']}, seed {settings['seed']}"
+            refuse_divergence({name: math.nan}, progress.step, folder, said, error)
     tensors |= {f"extra.{name}": tensor for name, tensor in progress.extra.items()}
     state = {"settings": settings, "step": progress.step, "metrics": progress.metrics}
-    write_tensors(folder / CHECKPOINT_FILE, tensors, metadata={"state": json.dumps(state)})
     rows = "".join(json.dumps(row) + "\n" for row in progress.metrics)
-    write_text(folder / METRICS_FILE, rows)
+    with space_said(folder, n_bytes(tensors) + len(rows)):
+        write_text(folder / METRICS_FILE, rows)  # first: a whole checkpoint then has its curve
+        write_tensors(folder / CHECKPOINT_FILE, tensors, metadata={"state": json.dumps(state)})
 
 
 def load_checkpoint(
@@ -144,14 +166,58 @@ def refuse_divergence(
     """
     if all(math.isfinite(value) for value in values.values()):
         return
-    kept = "no checkpoint was written"
-    if folder is not None and (folder / CHECKPOINT_FILE).exists():
-        kept = f"the last good checkpoint is kept in {folder / CHECKPOINT_FILE}"
     said = ", ".join(f"{name} {value}" for name, value in values.items())
     raise error(
-        f"training diverged at step {step}: {said}, with {settings}; {kept}; "
+        f"training diverged at step {step}: {said}, with {settings}; {kept(folder)}; "
         "lower the learning rate"
     )
+
+
+def kept(folder: Path | None) -> str:
+    """Say which checkpoint a folder holds."""
+    path = None if folder is None else folder / CHECKPOINT_FILE
+    if path is None or not path.exists():
+        return "no checkpoint was written"
+    step = json.loads(read_metadata(path, StoreError)["state"])["step"]
+    return f"the last good checkpoint, of step {step}, is kept in {path}"
+
+
+@contextmanager
+def stop_said(folder: Path | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Say which checkpoint is kept when a signal, not an error, ends what is inside."""
+    try:
+        yield
+    except BaseException as err:
+        if folder is not None and not isinstance(err, Exception):
+            say(kept(folder))
+        raise
+
+
+@contextmanager
+def space_said(folder: Path, n_needed: int) -> Iterator[None]:
+    """Say how much room was needed when the disk is full.
+
+    Args:
+        folder: the run's folder, on the same disk as what is written.
+        n_needed: bytes of the weights, to be written beside those that they replace.
+
+    Raises:
+        StoreError: the disk is full; the message names the file and both numbers of bytes.
+    """
+    try:
+        yield
+    except (OSError, StoreError) as err:
+        cause = err.__cause__ if isinstance(err, StoreError) else err
+        if not isinstance(cause, OSError) or cause.errno not in DISK_FULL:
+            raise
+        said = str(err)
+        if isinstance(err, OSError):
+            said = f"{err.filename or folder} was not written: the disk is full"
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        n_free = shutil.disk_usage(there).free
+        raise StoreError(
+            f"{said}; {n_needed + JSON_BYTES:,} bytes are needed and {n_free:,} are free; {kept(folder)}"
+        ) from err
 
 
 def to_stderr(line: str) -> None:

@@ -144,6 +144,34 @@ def test_train_model_and_train_sae_make_what_gather_reads(tmp_path: Path) -> Non
     assert result.exit_code == 0, result.stderr
 
 
+def test_train_model_keeps_snapshots_and_says_where_it_is(tmp_path: Path) -> None:
+    parts, out = tiny.write_training(tmp_path), tmp_path / "out"
+    more = "--snapshots 64,640 --validate-every 4"
+    result = shell.invoke(*tiny.train_words("model", parts, out, n_steps=10, more=more))
+    assert result.exit_code == 0, result.stderr
+    names = sorted(path.name for path in (out / "snapshots").iterdir())
+    assert names == ["00000000064", "00000000640"]
+    said = [line.split("  ")[0] for line in result.stderr.splitlines()[:-1]]
+    assert said == ["step 4/10", "step 8/10", "step 10/10"]
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ("--snapshots 64;640", "'64;640' is not a list of whole numbers, such as 1000,4000"),
+        ("--snapshots 0", "snapshots must be numbers of tokens in 1..640, got 0"),
+        ("--snapshots 64,641", "snapshots must be numbers of tokens in 1..640, got 641"),
+        ("--validate-every 0", "0 is not in the range x>=1"),
+    ],
+)
+def test_snapshots_out_of_range_are_wrong_usage(tmp_path: Path, more: str, match: str) -> None:
+    parts, out = tiny.write_training(tmp_path), tmp_path / "out"
+    result = shell.invoke(*tiny.train_words("model", parts, out, n_steps=10, more=more))
+    assert result.exit_code == 2
+    assert match in result.stderr
+    assert not out.exists()
+
+
 def test_demo_takes_text_to_pictures_and_the_second_time_is_complete(
     parts: Path, tmp_path: Path
 ) -> None:

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,16 +32,15 @@ def _config(n_steps: int, **changes: object) -> TrainModelConfig:
     return TrainModelConfig(**settings)  # type: ignore[arg-type]
 
 
-def _train(folder: Path, config: TrainModelConfig, out: str = "out") -> list[dict[str, float]]:
+def _train(
+    folder: Path, config: TrainModelConfig, out: str = "out", said: list[str] | None = None
+) -> list[dict[str, float]]:
     train, validation = folder / "train.bin", folder / "validation.bin"
     if not train.exists():
         tiny.write_tokens(train)
         tiny.write_tokens(validation, seed=1)
-    return train_model(train, validation, folder / out, config, progress=lambda _line: None).metrics
-
-
-def _weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+    lines = [] if said is None else said
+    return train_model(train, validation, folder / out, config, progress=lines.append).metrics
 
 
 def test_training_learns_what_follows_what(tmp_path: Path) -> None:
@@ -64,31 +59,6 @@ def test_the_saved_model_has_the_loss_of_the_curve(tmp_path: Path) -> None:
     assert mean_loss(model, windows) == pytest.approx(rows[-1]["validation_loss"], abs=1e-4)
 
 
-_CHILD = """
-import sys, torch
-from pathlib import Path
-import test_train_model
-torch.set_num_threads(1)
-test_train_model._train(Path(sys.argv[1]), test_train_model._config(400), out=sys.argv[2])
-"""
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    _train(tmp_path, _config(1), out="only-to-write-the-text")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _CHILD, str(tmp_path)]
-    subprocess.run([*command, "undisturbed"], env=environment, check=True)
-    checkpoint = tmp_path / "out" / "checkpoint.safetensors"
-    child = subprocess.Popen([*command, "out"], env=environment)
-    while not checkpoint.exists() and child.poll() is None:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not (tmp_path / "out" / "model.safetensors").exists()
-    subprocess.run([*command, "out"], env=environment, check=True)
-    assert _weights(tmp_path / "out") == _weights(tmp_path / "undisturbed")
-
-
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     first = _train(tmp_path, _config(9))
     assert _train(tmp_path, _config(9)) == first
@@ -103,19 +73,55 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         _train(tmp_path, _config(6))
 
 
-def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    config = _config(50, lr=1e30, warm_up_steps=0)
-    with pytest.raises(ModelError, match=r"diverged at step \d+.*lr 1e\+30.*lower the learning"):
-        _train(tmp_path, config)
-    assert not (tmp_path / "out" / "model.safetensors").exists()
-
-
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     _train(tmp_path, _config(6))
     path = tmp_path / "out" / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelError, match=r"checkpoint\.safetensors is not a readable"):
         _train(tmp_path, _config(6))
+
+
+def test_snapshots_are_the_weights_after_so_many_tokens(tmp_path: Path) -> None:
+    _train(tmp_path, _config(9, snapshots=(1, 65, 300, 9 * 64)))
+    folders = sorted((tmp_path / "out" / "snapshots").iterdir())
+    assert [folder.name for folder in folders] == [f"{n:011d}" for n in (1, 65, 300, 576)]
+    snapshots = [load_transformer(folder).state_dict() for folder in folders]
+    final = load_transformer(tmp_path / "out").state_dict()
+    for name, weight in final.items():
+        assert torch.equal(snapshots[-1][name], weight.half().float()), name
+    for early, late in pairwise(snapshots):  # each is of another step
+        assert not torch.equal(early["W_U"], late["W_U"])
+
+
+def test_a_snapshot_is_of_the_step_that_reaches_its_tokens(tmp_path: Path) -> None:
+    _train(tmp_path, _config(9, snapshots=(64, 65, 127, 128)))
+    one, *two = [
+        (tmp_path / "out" / "snapshots" / f"{n:011d}" / "model.safetensors").read_bytes()
+        for n in (64, 65, 127, 128)
+    ]
+    assert two[0] == two[1] == two[2] != one
+
+
+def test_tokens_left_over_from_the_last_batch_still_give_a_snapshot(tmp_path: Path) -> None:
+    n_tokens = 9 * 64 + 5
+    _train(tmp_path, _config(9, n_tokens=n_tokens, snapshots=(n_tokens,)))
+    found = load_transformer(tmp_path / "out" / "snapshots" / f"{n_tokens:011d}").W_U
+    assert torch.equal(found, load_transformer(tmp_path / "out").W_U.half().float())
+
+
+def test_snapshots_decide_no_weight(tmp_path: Path) -> None:
+    _train(tmp_path, _config(6))
+    _train(tmp_path, _config(6, snapshots=(64,)), out="kept")
+    one, other = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("out", "kept")]
+    assert one == other
+
+
+def test_a_snapshot_asked_for_too_late_is_said(tmp_path: Path) -> None:
+    _train(tmp_path, _config(6))
+    said: list[str] = []
+    _train(tmp_path, _config(6, snapshots=(64,)), said=said)
+    assert "00000000064 cannot be made: the checkpoint is already past 64 tokens" in said[-1]
+    assert not (tmp_path / "out" / "snapshots").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -189,6 +195,9 @@ def test_a_bad_token_file_is_named(tmp_path: Path, data: bytes | None, match: st
         {"n_tokens": 10},
         {"batch_windows": 0},
         {"warm_up_steps": -1},
+        {"snapshots": (0,)},
+        {"snapshots": (64, 641)},
+        {"validate_every": 0},
     ],
 )
 def test_settings_that_cannot_train_are_refused(changes: dict[str, object]) -> None:

@@ -71,3 +71,27 @@ def write_tokens(path: Path, *, n_documents: int = 40, seed: int = 0) -> Path:
     ]
     np.concatenate(documents).astype(np.uint16).tofile(path)
     return path
+
+
+def write_training(folder: Path) -> Path:
+    """Write what both trainers read: model/, tokenizer.json, train.bin and validation.bin."""
+    write_model(folder / "model")
+    write_tokenizer(folder / "tokenizer.json")
+    write_tokens(folder / "train.bin")
+    write_tokens(folder / "validation.bin", n_documents=4, seed=1)
+    return folder
+
+
+def train_words(what: str, folder: Path, out: Path, *, n_steps: int, more: str = "") -> list[str]:
+    """Give the words of a command that trains a `model` of 64 tokens a step, or a `sae` of 32."""
+    if what == "model":
+        words = ["train-model", folder / "train.bin", folder / "validation.bin"]
+        words += ["--tokenizer", folder / "tokenizer.json", "--tokens", 64 * n_steps]
+        sizes = "--d-model 16 --n-heads 2 --d-mlp 24 --n-ctx 16 --batch-windows 4"
+        words += f"{sizes} --validate-every 5".split()
+    else:
+        words = ["train-sae", folder / "model", folder / "train.bin"]
+        sizes = "--features 32 --active 3 --batch-size 32 --block-windows 8"
+        words += [*sizes.split(), "--activations", 32 * n_steps]
+    options = f"--warm-up-steps 5 --checkpoint-every 3 {more}"
+    return [str(word) for word in [*words, "-o", out, *options.split()]]
