@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
-from sae_core import kernels
+from sae_core import kernels, token_loops
 from sae_core.errors import StoreError
 from sae_core.kernels import Nexts, Sources, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 
 BLOCK_ENTRIES = 1 << 24  # features of one block; bounds the working memory to about 1 GB
 DENSE_FEATURES = 1024  # up to here a square of counters stays in the cache and is fastest
-BUFFER_ROWS = 1 << 20  # rows of a table that are filled before they are copied out
+BUFFER_ROWS = 1 << 18  # rows of a table that are filled in one go
+RANGES = 8  # of sources for each core; those of frequent features take longer than others
 NO_LAGS = (1, 0)
 
 
@@ -57,7 +61,8 @@ def transition_counts(
     sources = _sorted_positions(stream, nats, _with_successor(stream), d_sae)
     nexts = _nexts(stream, np.zeros(len(doc_ids), np.uint32), _with_successor(stream))
     table = _transitions(stream, sources, nexts, _no_sources(d_sae), NO_LAGS)
-    return sparse.csr_array((table[2], (table[0], table[1])), shape=(d_sae, d_sae), dtype=np.int64)
+    n_pairs, *at = (table[name].to_numpy() for name in ("n_pairs", "source", "target"))
+    return sparse.csr_array((n_pairs, at), shape=(d_sae, d_sae), dtype=np.int64)
 
 
 def find_blocks(tokens: TokenTable) -> list[slice]:
@@ -251,55 +256,51 @@ def _per_feature(
 def _pair_tables(
     stream: Stream, sources: Sources, nexts: Nexts, fired: Sources, lags: tuple[int, int]
 ) -> dict[str, pl.DataFrame]:
-    d_sae = len(sources.starts) - 1
-    table = _transitions(stream, sources, nexts, fired, lags)
-    source, target = table[0].astype(np.uint32), table[1].astype(np.uint32)
-    row_starts = np.searchsorted(table[0], np.arange(d_sae + 1))
-    token_starts = np.concatenate([[0], np.cumsum(table[6])]).astype(np.int64)
-    out = np.empty((token_starts[-1], 3), np.int32)
-    kernels.fill_edge_tokens(nexts, sources, row_starts, target, token_starts, out)
-    names = ("n_pairs", "n_promoted", "nats", "n_lagged")
-    sums = {name: table[2 + k] for k, name in enumerate(names)}
-    edge_tokens = {
-        "source": np.repeat(source, table[6]),
-        "target": np.repeat(target, table[6]),
-        "token_id": out[:, 0].astype(np.uint32),
-        "n_pairs": out[:, 1].astype(np.int64),
-        "n_promoted": out[:, 2].astype(np.int64),
+    transitions = _transitions(stream, sources, nexts, fired, lags)
+    return {
+        "transitions": transitions,
+        "edge_tokens": _edge_tokens(transitions, sources, nexts),
+        "promoted_tokens": _promoted_tokens(sources, nexts),
     }
-    following_pairs = {
-        "transitions": pl.DataFrame({"source": source, "target": target, **sums}),
-        "edge_tokens": pl.DataFrame(edge_tokens),
-    }
-    return following_pairs | {"promoted_tokens": _promoted_tokens(sources, nexts)}
 
 
 def _transitions(
     stream: Stream, sources: Sources, nexts: Nexts, fired: Sources, lags: tuple[int, int]
-) -> NDArray[np.int64]:
+) -> pl.DataFrame:
     d_sae = len(sources.starts) - 1
     size = d_sae if d_sae <= DENSE_FEATURES and len(fired.pos) else 0
     lagged = np.zeros((size, size), np.int32)
     if size:
         kernels.count_lagged(stream, lags, np.zeros(size, np.int32), lagged)
+    fill = partial(kernels.fill_transitions, stream, sources, nexts, fired, lags, lagged)
+    sums = ("n_pairs", "n_promoted", "nats", "n_lagged", "n_tokens")
+    return _filled(fill, d_sae, ids=("source", "target"), sums=sums, most=d_sae)
 
-    def fill(state: NDArray[np.int64], out: NDArray[np.int64]) -> None:
-        kernels.fill_transitions(stream, sources, nexts, fired, lags, lagged, state, out)
 
-    return _filled(fill, d_sae, n_columns=7)
+def _edge_tokens(transitions: pl.DataFrame, sources: Sources, nexts: Nexts) -> pl.DataFrame:
+    d_sae = len(sources.starts) - 1
+    row_starts = np.searchsorted(
+        transitions["source"].to_numpy(), np.arange(d_sae + 1, dtype=np.uint32)
+    )
+    token_starts = np.zeros(len(transitions) + 1, np.int64)
+    np.cumsum(transitions["n_tokens"].to_numpy(), out=token_starts[1:])
+    targets = transitions["target"].to_numpy()
+    fill = partial(kernels.fill_edge_tokens, nexts, sources, row_starts, targets, token_starts)
+    most = int(np.diff(token_starts[row_starts]).max(initial=0))
+    ids = ("source", "target", "token_id")
+    return _filled(fill, d_sae, ids=ids, sums=("n_pairs", "n_promoted"), most=most)
 
 
 def _coactivation(stream: Stream, fired: Sources) -> pl.DataFrame:
-    def fill(state: NDArray[np.int64], out: NDArray[np.int64]) -> None:
-        kernels.fill_coactivation(stream, fired, state, out)
-
-    table = _filled(fill, len(fired.starts) - 1, n_columns=3)
-    return _frame(table, ids=("feature_a", "feature_b"), sums=("n_both",))
+    d_sae = len(fired.starts) - 1
+    fill = partial(kernels.fill_coactivation, stream, fired)
+    ids = ("feature_a", "feature_b")
+    return _filled(fill, d_sae, ids=ids, sums=("n_both",), most=d_sae)
 
 
 def _promoted_tokens(sources: Sources, nexts: Nexts) -> pl.DataFrame:
     state, out = np.zeros(2, np.int64), np.empty((4, len(sources.pos)), np.int64)
-    kernels.fill_promoted_tokens(sources, nexts, state, out)
+    token_loops.fill_promoted_tokens(sources, nexts, state, out)
     table = out[:, : state[1]]
     return _frame(table, ids=("feature_idx", "token_id"), sums=("n_promoted", "nats"))
 
@@ -308,21 +309,38 @@ def _token_features(stream: Stream, token_ids: Any, d_sae: int) -> pl.DataFrame:
     order = np.argsort(token_ids, kind="stable")
     fired = _sorted_positions(stream, np.empty(0, np.int64), order, d_sae)
     state, out = np.zeros(2, np.int64), np.empty((3, len(fired.pos)), np.int64)
-    kernels.fill_token_features(fired, token_ids[order], state, out)
+    token_loops.fill_token_features(fired, token_ids[order], state, out)
     return _frame(out[:, : state[1]], ids=("feature_idx", "token_id"), sums=("n_fires",))
 
 
 def _filled(
-    fill: Callable[[NDArray[np.int64], NDArray[np.int64]], None], d_sae: int, *, n_columns: int
-) -> NDArray[np.int64]:
-    def parts() -> Iterator[NDArray[np.int64]]:
-        state = np.zeros(2, np.int64)
-        out = np.empty((n_columns, max(BUFFER_ROWS, d_sae)), np.int64)
-        while state[0] < d_sae:
-            fill(state, out)
-            yield out[:, : state[1]].copy()
+    fill: Callable[[NDArray[np.int64], NDArray[np.uint32], NDArray[np.int64]], None],
+    d_sae: int,
+    *,
+    ids: tuple[str, ...],
+    sums: tuple[str, ...],
+    most: int,
+) -> pl.DataFrame:
+    """Fill a table, ranges of sources on several cores; `most` rows of one source fit at a time."""
 
-    return np.concatenate(list(parts()), axis=1)
+    def pieces_of(begin: int, end: int) -> list[list[NDArray[Any]]]:
+        state = np.array([begin, 0, end])
+        size = max(BUFFER_ROWS, most)
+        id_rows = np.empty((len(ids), size), np.uint32)
+        sum_rows = np.empty((len(sums), size), np.int64)
+        pieces = []
+        while state[0] < end:
+            fill(state, id_rows, sum_rows)
+            pieces.append([row[: state[1]].copy() for row in (*id_rows, *sum_rows)])
+        return pieces
+
+    n_threads = os.cpu_count() or 1
+    cuts = np.linspace(0, d_sae, RANGES * n_threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(n_threads) as pool:
+        ranges = pool.map(pieces_of, cuts[:-1], cuts[1:])
+        columns = zip(*(piece for pieces in ranges for piece in pieces), strict=True)
+        whole = pool.map(np.concatenate, columns)
+        return pl.DataFrame(dict(zip((*ids, *sums), whole, strict=True)))
 
 
 def _frame(table: Any, *, ids: tuple[str, ...], sums: tuple[str, ...]) -> pl.DataFrame:

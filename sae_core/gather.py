@@ -5,24 +5,22 @@
 2. Documents become windows; a fixed number of windows is a shard; finished shards are never
    computed again.
 3. For each shard the model runs to the hook point, the dictionary encodes, each firing feature is
-   credited with the nats it gave to the token that really came; tokens and sums are written, then
-   the manifest.
-4. At the end the shards' sums are added up; the same input and settings give the same bytes.
+   credited with the nats it gave to the token that really came; tokens are written, then the
+   manifest.
+4. Shards are counted many at once; at the end the sums are added up. The same input and settings
+   give the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
-import torch
 
 from sae_core import statistics
 from sae_core.corpus import plan_documents
@@ -32,16 +30,16 @@ from sae_core.language_model import LanguageModel, check_fits, load_model
 from sae_core.logits import LogitEffects
 from sae_core.output import open_manifest, refuse_foreign
 from sae_core.run_writer import vocabulary_frame
+from sae_core.running_sums import PARTS, RunningSums
 from sae_core.sae import SparseAutoencoder, load_sae
-from sae_core.schema import GatherSettings, Shard, TokenTable
+from sae_core.schema import GatherSettings
+from sae_core.shards import ShardWriter
 from sae_core.store import (
     DOCUMENT_SCHEMA,
     Manifest,
-    select_tokens,
     write_manifest,
-    write_tokens,
 )
-from sae_core.window_stream import DocumentRow, WindowRow, batched, iter_windows
+from sae_core.window_stream import WindowRow, batched, iter_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,11 +50,7 @@ if TYPE_CHECKING:
 SHARD_WINDOWS = (
     512  # about 100,000 tokens: a crash loses seconds, and a table of 10^7 tokens has 100 files
 )
-BATCH_WINDOWS = (
-    32  # windows the model reads at once; fixed, so that bytes do not depend on the text's length
-)
 WARM_UP_SHARE = 0.25  # of n_ctx: context is back, and a quarter more work
-PARTS = "parts"
 HALF = 0.5  # a larger held-out share is meant; with a smaller one, chance took the few documents
 
 
@@ -148,7 +142,8 @@ def gather(
         manifest = open_manifest(run, settings, force=force)
         if manifest.complete:
             return _result(run, manifest, 0)
-        return _Gatherer(run, settings, reader, dictionary, plan).work(manifest, progress)
+        worker = _Gatherer(run, settings, reader, dictionary, plan)
+        return worker.work(manifest, worker.windows(), progress)
 
 
 class _Gatherer:
@@ -165,19 +160,27 @@ class _Gatherer:
         self.run = run
         self.settings = settings
         self.model = model
-        self.sae = sae
         self.plan = plan
         self.effects = LogitEffects.of(model, sae)
+        self.sums = RunningSums(run, settings)
+        self.shards = ShardWriter(
+            run, settings, model=model, sae=sae, effects=self.effects, sums=self.sums
+        )
 
-    def work(self, manifest: Manifest, progress: Callable[[int], None] | None) -> GatherResult:
-        """Compute the missing shards, then the sums."""
+    def work(
+        self,
+        manifest: Manifest,
+        windows: Iterator[WindowRow],
+        progress: Callable[[int], None] | None,
+    ) -> GatherResult:
+        """Compute the missing shards of a stream of windows, then the sums."""
         n_before = sum(shard.n_tokens for shard in manifest.shards)
-        windows = self._windows()
         done = sum(shard.n_windows for shard in manifest.shards)
         if sum(1 for _ in islice(windows, done)) < done:
             raise StoreMismatchError(f"{self.run} has more text than the inputs; use --force")
+        self.sums.restore([shard.name for shard in manifest.shards])
         for batch in batched(windows, SHARD_WINDOWS):
-            shard = self._shard(f"{len(manifest.shards):05d}", batch)
+            shard = self.shards.write(f"{len(manifest.shards):05d}", batch)
             manifest = replace(manifest, shards=(*manifest.shards, shard))
             write_manifest(self.run, manifest)
             if progress:
@@ -195,7 +198,8 @@ class _Gatherer:
             return []
         return ["Every document is held out, so nothing is counted; give more, or --held-out 0"]
 
-    def _windows(self) -> Iterator[WindowRow]:
+    def windows(self) -> Iterator[WindowRow]:
+        """Tokenise the documents of the plan."""
         has_start = self.model.start_token is not None
         return iter_windows(
             self.plan.read(),
@@ -207,53 +211,10 @@ class _Gatherer:
             max_tokens=self.settings.max_tokens,
         )
 
-    def _shard(self, name: str, windows: list[WindowRow]) -> Shard:
-        batches = [
-            self._table(windows[at : at + BATCH_WINDOWS])
-            for at in range(0, len(windows), BATCH_WINDOWS)
-        ]
-        table = _concat(batches)
-        part = self.run / PARTS / name
-        shutil.rmtree(part, ignore_errors=True)
-        write_tokens(self.run / f"tokens/{name}.parquet", table, keep_acts=self.settings.keep_acts)
-        held_out = np.array([row.document.held_out for row in windows], dtype=np.bool_)
-        counted = select_tokens(table, ~held_out[table.window_ids - windows[0].window_id])
-        sums = statistics.collect(counted, self.settings.d_sae, self.settings.d_vocab)
-        statistics.save(sums, part / "statistics")
-        write_parquet(part / "documents.parquet", _document_rows(windows, table))
-        files = [self.run / f"tokens/{name}.parquet", *sorted(part.rglob("*.parquet"))]
-        digests = {str(file.relative_to(self.run)): sha256_of(file) for file in files}
-        return Shard(name, len(table.token_ids), len(windows), digests)
-
-    def _table(self, windows: list[WindowRow]) -> TokenTable:
-        start = self.model.start_token
-        ids = np.zeros((BATCH_WINDOWS, self.settings.n_ctx), dtype=np.int64)
-        recorded = np.zeros(ids.shape, dtype=np.bool_)
-        following = np.zeros(ids.shape, dtype=np.int64)
-        has_next = np.zeros(ids.shape, dtype=np.bool_)
-        for at, row in enumerate(windows):
-            lead = int(row.first == 0 and start is not None)
-            n_read = len(row.token_ids)
-            ids[at, :lead] = 0 if start is None else start
-            ids[at, lead : lead + n_read] = row.token_ids
-            recorded[at, lead + row.n_warm : lead + n_read] = True
-            following[at, lead : lead + n_read - 1] = row.token_ids[1:]
-            has_next[at, lead : lead + n_read - 1] = True
-        with torch.inference_mode():
-            state = self.model.run_to_hook(torch.from_numpy(ids), self.settings.hook_point)
-            kept = torch.from_numpy(recorded)
-            acts = self.sae.encode_sparse(state.acts[kept])
-            scale = self.model.final_scale(state)[kept].numpy()
-        promotions = self.effects.promotions(acts, following[recorded], scale)
-        counts = np.diff(acts.indptr)
-        promotions[np.repeat(~has_next[recorded], counts)] = 0.0
-        lists = (acts.indices, acts.values, promotions)
-        return TokenTable._make([*_columns(windows), acts.indptr, *lists])
-
     def _finish(self, manifest: Manifest) -> Manifest:
         parts = [self.run / PARTS / shard.name for shard in manifest.shards]
         documents = _merge_documents([pl.read_parquet(p / "documents.parquet") for p in parts])
-        sums = statistics.merge_all(statistics.load(part / "statistics") for part in parts)
+        sums = self.sums.total()
         vocabulary = vocabulary_frame(self.model.vocabulary)
         top = self.effects.top_tokens(vocabulary)
         shutil.rmtree(self.run / "statistics", ignore_errors=True)
@@ -294,40 +255,6 @@ def _hash_tokens(vocabulary: Sequence[bytes]) -> str:
     for token in vocabulary:
         digest.update(len(token).to_bytes(4, "little") + token)
     return digest.hexdigest()
-
-
-def _columns(windows: list[WindowRow]) -> list[np.ndarray]:
-    def joined(values: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
-        return np.concatenate(values).astype(kind)
-
-    sizes = [len(row.token_ids) - row.n_warm for row in windows]
-    return [
-        np.repeat([row.document.doc_id for row in windows], sizes).astype(np.uint32),
-        np.repeat([row.window_id for row in windows], sizes).astype(np.uint32),
-        joined(
-            [row.first + np.arange(row.n_warm, len(row.token_ids)) for row in windows], np.uint32
-        ),
-        joined([row.token_ids[row.n_warm :] for row in windows], np.uint32),
-        joined([row.byte_start[row.n_warm :] for row in windows], np.int64),
-        joined([row.byte_end[row.n_warm :] for row in windows], np.int64),
-    ]
-
-
-def _concat(tables: list[TokenTable]) -> TokenTable:
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(table, name) for table in tables])
-
-    counts = np.concatenate([np.diff(table.indptr) for table in tables])
-    names = [name for name in TokenTable._fields if name != "indptr"]
-    columns = {name: joined(name) for name in names}
-    return TokenTable(indptr=np.concatenate(([0], np.cumsum(counts))), **columns)
-
-
-def _document_rows(windows: list[WindowRow], table: TokenTable) -> pl.DataFrame:
-    n_tokens = Counter(table.doc_ids.tolist())
-    rows: dict[int, DocumentRow] = {row.document.doc_id: row.document for row in windows}
-    records = [row._asdict() | {"n_tokens": n_tokens[key]} for key, row in rows.items()]
-    return pl.DataFrame(records, schema=DOCUMENT_SCHEMA)
 
 
 def _merge_documents(parts: list[pl.DataFrame]) -> pl.DataFrame:

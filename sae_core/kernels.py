@@ -5,8 +5,8 @@ token are added to one row of sums, the row is written out and cleared. Memory i
 few rows, whatever d_sae is, and each row is exact. Every loop has a twin in `tests/naive.py`.
 
 Array conventions: `indptr` (n + 1,) and `features` (nnz,) are rows per token; `starts` (d_sae + 1,)
-and `pos` (m,) are positions per feature; a table that is filled is (columns, capacity), and `state`
-says how far.
+and `pos` (m,) are positions per feature; a table that is filled is `ids` and `sums`, (columns,
+capacity) each, and `state` says from where and how far.
 """
 
 from __future__ import annotations
@@ -231,16 +231,20 @@ def count_lagged(
 
 @compiled
 def _write_row(
-    source: int, row: NDArray[np.int64], state: NDArray[np.int64], out: NDArray[np.int64]
+    source: int,
+    row: NDArray[np.int64],
+    state: NDArray[np.int64],
+    ids: NDArray[np.uint32],
+    sums: NDArray[np.int64],
 ) -> None:
-    """Append the columns of row that have a near or lagged pair to out (7, capacity); clear row."""
+    """Append the columns of row that have a near or lagged pair to ids and sums; clear row."""
     at = state[1]
     for j in range(row.shape[1]):
         if row[N_PAIRS, j] > 0 or row[N_LAGGED, j] > 0:
-            out[0, at] = source
-            out[1, at] = j
+            ids[0, at] = source
+            ids[1, at] = j
             for k in range(5):
-                out[2 + k, at] = row[k, j]
+                sums[k, at] = row[k, j]
                 row[k, j] = 0
             at += 1
     state[1] = at
@@ -255,19 +259,21 @@ def fill_transitions(  # noqa: PLR0917 - a compiled loop takes arrays by positio
     lags: tuple[int, int],
     lagged: NDArray[np.int32],
     state: NDArray[np.int64],
-    out: NDArray[np.int64],
+    ids: NDArray[np.uint32],
+    sums: NDArray[np.int64],
 ) -> None:
-    """Write (source, target, n_pairs, n_promoted, nats, n_lagged, n_tokens) by source, then target.
+    """Write (source, target) and (n_pairs, n_promoted, nats, n_lagged, n_tokens), by source, target.
 
-    Starts at source state[0], stops when `out` has no room for one more row; leaves the next source
-    in state[0] and the rows written in state[1]. `fired` holds all positions of each feature in
-    text order; it may be empty. `lagged` is what count_lagged gave, or (0, 0) to count here.
+    Goes from source state[0] to before state[2], stops when there is no room for one more row;
+    leaves the next source in state[0] and the rows written in state[1]. `fired` holds all positions
+    of each feature in text order; it may be empty. `lagged` is what count_lagged gave, or (0, 0) to
+    count here.
     """
     d_sae = len(sources.starts) - 1
     row = np.zeros((5, d_sae), dtype=np.int64)
     last = np.full(d_sae, -2, dtype=np.int64)
     state[1] = 0
-    while state[0] < d_sae and state[1] + d_sae <= out.shape[1]:
+    while state[0] < state[2] and state[1] + d_sae <= ids.shape[1]:
         source = state[0]
         begin, end = fired.starts[source], fired.starts[source + 1]
         if begin < end or sources.starts[source] < sources.starts[source + 1]:
@@ -276,7 +282,7 @@ def fill_transitions(  # noqa: PLR0917 - a compiled loop takes arrays by positio
                 row[N_LAGGED] = lagged[:, source]
             else:
                 _add_lagged(begin, end, fired.pos, stream, lags, row[N_LAGGED])
-            _write_row(source, row, state, out)
+            _write_row(source, row, state, ids, sums)
         state[0] += 1
 
 
@@ -287,19 +293,23 @@ def fill_edge_tokens(  # noqa: PLR0917 - a compiled loop takes arrays by positio
     row_starts: NDArray[np.int64],
     targets: NDArray[np.uint32],
     token_starts: NDArray[np.int64],
-    out: NDArray[np.int32],
+    state: NDArray[np.int64],
+    ids: NDArray[np.uint32],
+    sums: NDArray[np.int64],
 ) -> None:
-    """Split each transition by the token between: fill out (m, 3) = token_id, n_pairs, n_promoted.
+    """Split each transition by the token between: (source, target, token_id), (n_pairs, n_promoted).
 
     Transition t of source i is row_starts[i] <= t < row_starts[i + 1]; its tokens begin at
-    token_starts[t].
+    token_starts[t] of the whole table. `state` as in fill_transitions.
     """
     d_sae = len(sources.starts) - 1
     cursor = np.zeros(d_sae, dtype=np.int64)
     last = np.full(d_sae, -2, dtype=np.int64)
-    for source in range(d_sae):
+    base = token_starts[row_starts[state[0]]]
+    while state[0] < state[2] and token_starts[row_starts[state[0] + 1]] - base <= ids.shape[1]:
+        source = state[0]
         for t in range(row_starts[source], row_starts[source + 1]):
-            cursor[targets[t]] = token_starts[t] - 1
+            cursor[targets[t]] = token_starts[t] - 1 - base
         group = -1
         token = np.int64(-1)
         for k in range(sources.starts[source], sources.starts[source + 1]):
@@ -313,22 +323,30 @@ def fill_edge_tokens(  # noqa: PLR0917 - a compiled loop takes arrays by positio
                 if last[j] != group:
                     last[j] = group
                     cursor[j] += 1
-                    out[cursor[j], 0] = token
-                    out[cursor[j], 1] = 0
-                    out[cursor[j], 2] = 0
-                out[cursor[j], 1] += 1
-                out[cursor[j], 2] += promoted
+                    ids[0, cursor[j]] = source
+                    ids[1, cursor[j]] = j
+                    ids[2, cursor[j]] = token
+                    sums[0, cursor[j]] = 0
+                    sums[1, cursor[j]] = 0
+                sums[0, cursor[j]] += 1
+                sums[1, cursor[j]] += promoted
+        state[0] += 1
+    state[1] = token_starts[row_starts[state[0]]] - base
 
 
 @compiled
 def fill_coactivation(
-    stream: Stream, fired: Sources, state: NDArray[np.int64], out: NDArray[np.int64]
+    stream: Stream,
+    fired: Sources,
+    state: NDArray[np.int64],
+    ids: NDArray[np.uint32],
+    sums: NDArray[np.int64],
 ) -> None:
-    """Write (feature_a, feature_b, n_both), a < b, sorted; `state` as in fill_transitions."""
+    """Write (feature_a, feature_b) and (n_both), a < b, sorted; `state` as in fill_transitions."""
     d_sae = len(fired.starts) - 1
     row = np.zeros(d_sae, dtype=np.int64)
     state[1] = 0
-    while state[0] < d_sae and state[1] + d_sae <= out.shape[1]:
+    while state[0] < state[2] and state[1] + d_sae <= ids.shape[1]:
         a = state[0]
         for k in range(fired.starts[a], fired.starts[a + 1]):
             p = fired.pos[k]
@@ -336,60 +354,9 @@ def fill_coactivation(
                 row[stream.features[entry]] += 1
         for b in range(a + 1, d_sae):
             if row[b] > 0:
-                out[0, state[1]] = a
-                out[1, state[1]] = b
-                out[2, state[1]] = row[b]
+                ids[0, state[1]] = a
+                ids[1, state[1]] = b
+                sums[0, state[1]] = row[b]
                 state[1] += 1
         row[:] = 0
         state[0] += 1
-
-
-@compiled
-def fill_promoted_tokens(
-    sources: Sources,
-    nexts: Nexts,
-    state: NDArray[np.int64],
-    out: NDArray[np.int64],
-) -> None:
-    """Write (feature_idx, token_id, n_promoted, nats) of what came and was promoted, sorted.
-
-    Leaves the number of rows in state[1].
-    """
-    at = -1
-    for i in range(len(sources.starts) - 1):
-        token = np.int64(-1)
-        for k in range(sources.starts[i], sources.starts[i + 1]):
-            if sources.nats[k] == 0:
-                continue
-            if nexts.token_ids[sources.pos[k]] != token:
-                token = np.int64(nexts.token_ids[sources.pos[k]])
-                at += 1
-                out[0, at] = i
-                out[1, at] = token
-                out[2, at] = 0
-                out[3, at] = 0
-            out[2, at] += 1
-            out[3, at] += sources.nats[k]
-    state[1] = at + 1
-
-
-@compiled
-def fill_token_features(
-    by_token: Sources,
-    token_ids: NDArray[np.uint32],
-    state: NDArray[np.int64],
-    out: NDArray[np.int64],
-) -> None:
-    """Write (feature_idx, token_id, n_fires), sorted; leaves the number of rows in state[1]."""
-    at = -1
-    for i in range(len(by_token.starts) - 1):
-        token = np.int64(-1)
-        for k in range(by_token.starts[i], by_token.starts[i + 1]):
-            if token_ids[by_token.pos[k]] != token:
-                token = np.int64(token_ids[by_token.pos[k]])
-                at += 1
-                out[0, at] = i
-                out[1, at] = token
-                out[2, at] = 0
-            out[2, at] += 1
-    state[1] = at + 1

@@ -12,15 +12,17 @@ Source: Bricken et al. 2023, "Logit weights"; DESIGN's a_i(p) = f_i(p) * L[i, x_
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -33,7 +35,10 @@ CHUNK_ENTRIES = 1 << 24  # of L held at once: 64 MB of float32
 DENSE_FEATURES = (
     2048  # up to here one matrix product a token is faster than gathering the firing rows
 )
-GATHER_ENTRIES = 1 << 17  # firing rows gathered at once
+ROW_BLOCKS = 16  # parts of a chunk that cores take in turn
+GATHER_ENTRIES = 1 << 10  # firing rows gathered at once: 1 MB, which stays in the cache
+
+_T = TypeVar("_T", np.float32, np.int64)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class LogitEffects:
                 written = written - written.mean(dim=1, keepdim=True)
             G = (written * path.gain).cpu().numpy()
         W_U = path.W_U.detach().cpu().numpy()
-        medians = [np.median(rows, axis=1) for _, rows in _row_chunks(G, W_U)]
+        medians = [_by_rows(_medians, rows) for _, rows in _row_chunks(G, W_U)]
         return LogitEffects(G, W_U, np.concatenate(medians).astype(np.float32))
 
     def rows(self, features: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -114,7 +119,7 @@ class LogitEffects:
         parts = []
         for first, raw in _row_chunks(self.G, self.W_U):
             rows = raw - self.median[first : first + len(raw), None]
-            features, tokens = _ends(rows)
+            features, tokens = _ends_of_all(rows)
             parts.append((features + first, tokens, rows[features, tokens]))
         features, tokens, nats = (np.concatenate(column) for column in zip(*parts, strict=True))
         frame = pl.DataFrame(
@@ -167,11 +172,43 @@ def _row_chunks(
         yield first, G[first : first + n_rows] @ W_U
 
 
-def _ends(rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _by_rows(
+    function: Callable[[NDArray[np.float32]], NDArray[_T]], rows: NDArray[np.float32]
+) -> NDArray[_T]:
+    """Apply a function of each row to all rows, on several cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.concatenate(list(pool.map(function, np.array_split(rows, ROW_BLOCKS))))
+
+
+def _medians(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.median(rows, axis=1) if len(rows) else np.empty(0, np.float32)
+
+
+def _ends_of_all(rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give (feature, token) of the N_TOP largest and smallest values of each row, largest first."""
+    tokens = _by_rows(_ends, rows)
+    return np.repeat(np.arange(len(rows)), tokens.shape[1]), tokens.ravel()
+
+
+def _ends(rows: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Give the tokens of both ends of each row; of equal values the lower token comes first."""
     d_vocab = rows.shape[1]
+    if d_vocab <= 2 * N_TOP or not len(rows):
+        return _sorted_ends(rows)
+    parts = np.partition(rows, (N_TOP - 1, d_vocab - N_TOP), axis=1)
+    low, high = parts[:, N_TOP - 1, None], parts[:, d_vocab - N_TOP, None]
+    is_end = (rows >= high) | (rows <= low)
+    tied = is_end.sum(axis=1) != 2 * N_TOP  # equal values at the border: sort the whole row
+    is_end[tied] = np.arange(d_vocab) < 2 * N_TOP
+    tokens = np.nonzero(is_end)[1].reshape(len(rows), 2 * N_TOP)
+    order = np.argsort(-np.take_along_axis(rows, tokens, axis=1), axis=1, kind="stable")
+    tokens = np.take_along_axis(tokens, order, axis=1)
+    tokens[tied] = _sorted_ends(rows[tied])
+    return tokens
+
+
+def _sorted_ends(rows: NDArray[np.float32]) -> NDArray[np.int64]:
     order = np.argsort(-rows, axis=1, kind="stable")
-    if d_vocab > 2 * N_TOP:
-        order = np.concatenate([order[:, :N_TOP], order[:, -N_TOP:]], axis=1)
-    features = np.repeat(np.arange(len(rows)), order.shape[1])
-    return features, order.ravel()
+    if rows.shape[1] <= 2 * N_TOP:
+        return order
+    return np.concatenate([order[:, :N_TOP], order[:, -N_TOP:]], axis=1)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,14 +25,14 @@ from sae_core.bounded import read_json
 from sae_core.errors import SaeError
 from sae_core.files import write_json
 from sae_core.language_model import hash_weights
-from sae_core.schema import SparseActs
+from sae_core.sparsify import Encoder, sparse_acts, to_sparse, top_k_mask
 from sae_core.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_core.language_model import LanguageModel
-    from sae_core.schema import HookPoint
+    from sae_core.schema import HookPoint, SparseActs
 
 ACTIVATIONS = ("topk", "relu", "jumprelu", "identity")
 NEURONS = "neurons"
@@ -180,9 +179,17 @@ class SparseAutoencoder(nn.Module):
         """
         config = self.config
         with torch.no_grad():
-            if config.k is None or config.k == config.d_sae or config.rescale_by_decoder_norm:
+            is_plain = config.activation != "identity" and not config.rescale_by_decoder_norm
+            if not is_plain or x.device.type != "cpu":
                 return to_sparse(self.encode(x))
-            return _sparse_top_k(self.pre_acts(x), config.k)
+            centred = x - self.b_dec if config.apply_b_dec_to_input else x
+            return sparse_acts(centred, self._encoder())
+
+    def _encoder(self) -> Encoder:
+        floor = torch.zeros_like(self.b_enc)
+        if self.config.activation == "jumprelu":
+            floor = torch.maximum(floor, self.threshold)
+        return Encoder(self.W_enc.detach(), self.b_enc.detach(), floor, self.config.k)
 
     def decode(self, acts: Tensor) -> Tensor:
         """Give the reconstruction: (..., d_sae) to (..., d_in)."""
@@ -267,68 +274,6 @@ def load_sae(
 def embedded_saes() -> list[str]:
     """List the names of the dictionaries that the package ships, e.g. `A/0`."""
     return sorted(path.parent.name.replace("-", "/") for path in EMBEDDED.glob(f"*/{CONFIG_FILE}"))
-
-
-def top_k_mask(acts: Tensor, k: int) -> Tensor:
-    """Mark the k largest positive values of each row; equal values go to the lowest feature id.
-
-    Args:
-        acts: (..., d_sae) values >= 0.
-        k: values to keep, 1 <= k <= d_sae.
-
-    Returns:
-        (..., d_sae) bool.
-
-    Example:
-        >>> top_k_mask(torch.tensor([[3.0, 1.0, 3.0, 3.0, 0.0]]), 2).tolist()
-        [[True, False, True, False, False]]
-    """
-    rows = acts.reshape(-1, acts.shape[-1])
-    kth = rows.topk(k, dim=-1, sorted=True).values[:, -1:]  # (n, 1)
-    mask = (rows >= kth) & (rows > 0)
-    tied = mask.sum(dim=-1) > k
-    if bool(tied.any()):
-        above = rows[tied] > kth[tied]
-        equal = rows[tied] == kth[tied]
-        room = k - above.sum(dim=-1, keepdim=True)
-        mask[tied] = above | (equal & (equal.cumsum(dim=-1) <= room))
-    return mask.view(acts.shape)
-
-
-def _sparse_top_k(pre_acts: Tensor, k: int) -> SparseActs:
-    """Compress the k largest positive values of each row; what `top_k_mask` marks, without the mask."""
-    values, features = pre_acts.topk(k + 1, dim=-1, sorted=True)  # (n, k + 1)
-    tied = torch.nonzero((values[:, k - 1] == values[:, k]) & (values[:, k] > 0)).flatten()
-    for row in tied.tolist():
-        mask = top_k_mask(torch.relu(pre_acts[row]), k)
-        features[row, :k] = torch.nonzero(mask).flatten()
-    features = features[:, :k].sort(dim=-1).values
-    values = pre_acts.gather(1, features)
-    fires = values > 0
-    indptr = np.zeros(len(pre_acts) + 1, np.int64)
-    np.cumsum(fires.sum(dim=1).cpu().numpy(), out=indptr[1:])
-    ids = features[fires].cpu().numpy().astype(np.uint32)
-    return SparseActs(indptr, ids, values[fires].cpu().numpy())
-
-
-def to_sparse(acts: Tensor) -> SparseActs:
-    """Compress dense activations by token.
-
-    Args:
-        acts: (n_tokens, d_sae) >= 0.
-
-    Returns:
-        CSR rows, feature ids ascending, only values > 0.
-
-    Example:
-        >>> to_sparse(torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 3.0]])).indices.tolist()
-        [1, 0, 1]
-    """
-    dense = acts.detach().cpu().numpy()
-    token, feature = np.nonzero(dense > 0)
-    indptr = np.zeros(len(dense) + 1, np.int64)
-    np.cumsum(np.bincount(token, minlength=len(dense)), out=indptr[1:])
-    return SparseActs(indptr, feature.astype(np.uint32), dense[token, feature].astype(np.float32))
 
 
 def _find(name_or_dir: str | Path) -> Path:

@@ -22,6 +22,7 @@ Files under `statistics/`, each sorted by its key columns, all read by any Parqu
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ PROMOTION_THRESHOLD = 0.1  # nats; a token 10 % likelier than without the featur
 MIN_LAG, MAX_LAG = 5, 20  # tokens: past a phrase, within its topic
 LISTED_TOKENS = 10  # tokens named in each column of features.parquet
 LABEL_TOKENS = 3  # tokens that still read as a phrase
+WRITERS = 2  # files written at once; two of them are large
 LABEL_MASS = 0.3  # a label of tokens that make up less of the firings would mislead
 _KEYS = {
     "transitions": ["source", "target"],
@@ -179,8 +181,13 @@ def merge_all(parts: Iterable[Statistics]) -> Statistics:
 
 def save(statistics: Statistics, folder: Path) -> None:
     """Write the sums to Parquet files, each whole or not at all; equal sums give equal bytes."""
-    for name, frame in _frames(statistics).items():
+
+    def write(table: tuple[str, pl.DataFrame]) -> None:
+        name, frame = table
         write_parquet(folder / f"{name}.parquet", frame.rechunk())
+
+    with ThreadPoolExecutor(WRITERS) as pool:  # compressing keeps one core busy a file
+        list(pool.map(write, _frames(statistics).items()))
 
 
 def load(folder: Path) -> Statistics:

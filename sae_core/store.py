@@ -166,6 +166,11 @@ def iter_token_shards(run: Path, *, held_out: bool | None = None) -> Iterator[To
         yield _table_of(_kept_rows(_token_frame(path), keep))
 
 
+def read_token_file(path: Path) -> TokenTable:
+    """Read one shard of tokens with the features that fire on each; see `read_tokens`."""
+    return _table_of(_token_frame(path))
+
+
 def select_tokens(table: TokenTable, keep: NDArray[np.bool_]) -> TokenTable:
     """Take some rows of a token table, in their order.
 

@@ -166,6 +166,16 @@ def states(
     return found
 
 
+def kept(
+    dense: list[float], bias: list[float], floor: list[float], k: int
+) -> list[tuple[int, Any]]:
+    """Give (id, value) of the k largest of dense + bias above floor; of equal values the lowest ids."""
+    values = [np.float32(a) + np.float32(b) for a, b in zip(dense, bias, strict=True)]
+    above = [j for j, value in enumerate(values) if value > floor[j]]
+    best = sorted(above, key=lambda j: (-values[j], j))[:k]
+    return [(j, values[j]) for j in sorted(best)]
+
+
 def permuted_within_documents(tokens: TokenTable, rng: np.random.Generator) -> TokenTable:
     """Shuffle which features fire on which token of a document; ids and windows stay."""
     rows = [

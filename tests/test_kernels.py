@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from circuits.kernels import current_states
-from sae_core import counting, kernels
+from sae_core import counting, kernels, sparsify
 
 SEEDS = (0, 1, 2, 3)
 REPO = Path(__file__).parents[1]
@@ -115,6 +115,55 @@ def test_the_lower_state_wins_a_tie() -> None:
         out,
     )
     assert out.tolist() == [0]
+
+
+def hidden_layer(seed: int, *, d_sae: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Make (40, d_sae) values with many ties, a bias and floors."""
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(-6, 7, (40, d_sae)).astype(np.float32) / 4
+    dense[::2] = rng.standard_normal((20, d_sae))
+    dense[5], dense[6] = -9, 9
+    bias = rng.integers(-2, 3, d_sae).astype(np.float32) / 4
+    return dense, bias, rng.integers(0, 4, d_sae).astype(np.float32) / 4
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("d_sae", "k"), [(7, 1), (7, 6), (64, 3), (150, 16)])
+def test_the_largest_of_a_row_equal_their_plain_twin(seed: int, d_sae: int, k: int) -> None:
+    dense, bias, _ = hidden_layer(seed, d_sae=d_sae)
+    counts = np.empty(40, np.int64)
+    ids, values = np.empty((40, k), np.uint32), np.empty((40, k), np.float32)
+    sparsify.keep_largest(dense, bias, counts, ids, values)
+    for row, n in enumerate(counts.tolist()):
+        expected = naive.kept(dense[row].tolist(), bias.tolist(), [0.0] * d_sae, k)
+        assert list(zip(ids[row, :n].tolist(), values[row, :n], strict=True)) == expected
+    assert counts.min() == 0
+    assert counts.max() == k
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("d_sae", [7, 64, 150])
+def test_all_of_a_row_above_its_floors_equal_their_plain_twin(seed: int, d_sae: int) -> None:
+    dense, bias, floor = hidden_layer(seed, d_sae=d_sae)
+    counts = np.empty(40, np.int64)
+    ids, values = np.empty((40, d_sae), np.uint32), np.empty((40, d_sae), np.float32)
+    sparsify.keep_above(dense, bias, floor, counts, ids, values)
+    for row, n in enumerate(counts.tolist()):
+        expected = naive.kept(dense[row].tolist(), bias.tolist(), floor.tolist(), d_sae)
+        assert list(zip(ids[row, :n].tolist(), values[row, :n], strict=True)) == expected
+    assert counts.max() > 2
+
+
+@pytest.mark.parametrize("at", [0, 63, 70, 149])
+def test_a_row_with_a_value_that_is_no_number_is_marked(at: int) -> None:
+    dense, bias, floor = hidden_layer(0, d_sae=150)
+    dense[7, at] = np.nan
+    counts = np.empty(40, np.int64)
+    ids, values = np.empty((40, 150), np.uint32), np.empty((40, 150), np.float32)
+    sparsify.keep_above(dense, bias, floor, counts, ids, values)
+    assert np.flatnonzero(counts == sparsify.NOT_A_NUMBER).tolist() == [7]
+    sparsify.keep_largest(dense, bias, counts, ids[:, :4].copy(), values[:, :4].copy())
+    assert np.flatnonzero(counts == sparsify.NOT_A_NUMBER).tolist() == [7]
 
 
 def test_loops_compile_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,3 +163,16 @@ def test_a_small_vocabulary_is_listed_once() -> None:
         (1, 1, "b", 0.0),
         (1, 2, "\\xff", 0.0),
     ]
+
+
+def test_ends_equal_those_of_a_whole_stable_sort_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((20, 300)).astype(np.float32)
+    rows[5:10] = rng.integers(0, 3, (5, 300))  # most values are tied
+    rows[12] = 0
+    order = np.argsort(-rows, axis=1, kind="stable")
+    wanted = np.concatenate([order[:, :100], order[:, -100:]], axis=1)
+    assert np.array_equal(logits._ends(rows), wanted)
+    features, tokens = logits._ends_of_all(rows)
+    assert np.array_equal(tokens, wanted.ravel())
+    assert np.array_equal(features, np.repeat(np.arange(20), 200))

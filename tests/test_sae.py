@@ -10,6 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from sae_core import sparsify
 from sae_core.errors import SaeError
 from sae_core.sae import (
     SaeConfig,
@@ -101,8 +102,27 @@ def test_leading_axes_are_kept() -> None:
     assert sae.decode(folded).shape == (3, 4, D_IN)
 
 
-def test_sparse_rows_hold_what_fires_in_ascending_order() -> None:
-    sae, x = _sae(), _x()
+@pytest.mark.parametrize("slab_rows", [7, 50, 2048])
+@pytest.mark.parametrize(
+    ("activation", "changes"),
+    [
+        ("topk", {}),
+        ("topk", {"k": 1}),
+        ("topk", {"k": D_SAE}),
+        ("topk", {"apply_b_dec_to_input": False}),
+        ("topk", {"rescale_by_decoder_norm": True}),
+        ("relu", {}),
+        ("jumprelu", {}),
+    ],
+)
+def test_sparse_rows_hold_what_fires_in_ascending_order(
+    activation: str,
+    changes: dict[str, object],
+    slab_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sparsify, "SLAB_ROWS", slab_rows)
+    sae, x = _sae(activation, **changes), _x()
     dense = sae.encode(x).numpy()
     rows = sae.encode_sparse(x)
     assert rows.indptr.dtype == np.int64
@@ -113,8 +133,19 @@ def test_sparse_rows_hold_what_fires_in_ascending_order() -> None:
         cut = slice(rows.indptr[token], rows.indptr[token + 1])
         assert (np.diff(rows.indices[cut].astype(int)) > 0).all()
         again[token, rows.indices[cut]] = rows.values[cut]
-    assert np.array_equal(again, dense)
+    np.testing.assert_allclose(again, dense, rtol=1e-6)
+    assert np.array_equal(again > 0, dense > 0)
     assert (rows.values > 0).all()
+
+
+@pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu"])
+def test_a_token_that_is_no_number_shows_in_its_row(activation: str) -> None:
+    sae, x = _sae(activation), _x(n=5)
+    x[2, 0] = torch.nan
+    rows = sae.encode_sparse(x)
+    bad = np.flatnonzero(~np.isfinite(rows.values))
+    assert bad.tolist() == [rows.indptr[2]]
+    assert rows.indptr[3] == rows.indptr[2] + 1
 
 
 def test_no_token_gives_no_rows() -> None:

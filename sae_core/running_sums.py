@@ -1,0 +1,92 @@
+"""The sums of a growing run: counted many shards at a time, whole again after a crash.
+
+1. A finished shard's tokens wait in memory until there are enough of them: counting many at once
+   writes each pair of features once, and not once a shard.
+2. Then they are counted, and the sums are kept in the last of these shards' folder under `parts/`.
+3. A run that goes on reads the waiting shards' tokens back. Sums are whole numbers, so that it does
+   not matter to a byte where the groups begin.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_core import statistics
+from sae_core.files import read_parquet
+from sae_core.schema import TokenTable
+from sae_core.store import read_token_file, select_tokens, write_tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sae_core.schema import GatherSettings
+    from sae_core.statistics import Statistics
+
+PARTS = "parts"
+GROUP_ENTRIES = 1 << 23  # features that fire, of shards counted together: 100 MB that wait
+
+
+class RunningSums:
+    """The sums of the finished shards of one run."""
+
+    def __init__(self, run: Path, settings: GatherSettings) -> None:
+        self.run = run
+        self.settings = settings
+        self._counted: list[Path] = []
+        self._waiting: list[TokenTable] = []
+
+    def restore(self, shards: list[str]) -> None:
+        """Take up the finished shards of a run that goes on, in text order."""
+        for name in shards:
+            part = self.run / PARTS / name
+            if statistics.is_saved(part / "statistics"):
+                self._counted.append(part / "statistics")
+                self._waiting = []
+            else:
+                self._waiting.append(self._read_back(name))
+
+    def add(self, name: str, tokens: TokenTable) -> None:
+        """Add a shard whose tokens are written.
+
+        Args:
+            name: of the shard.
+            tokens: those that are counted, without the held-out documents.
+        """
+        part = self.run / PARTS / name
+        if not self.settings.keep_acts:
+            write_tokens(part / "tokens.parquet", tokens, keep_acts=True)
+        self._waiting.append(tokens)
+        if sum(len(table.features) for table in self._waiting) >= GROUP_ENTRIES:
+            statistics.save(self._count_waiting(), part / "statistics")
+            self._counted.append(part / "statistics")
+            self._waiting = []
+
+    def total(self) -> Statistics:
+        """Count what waits and add up everything."""
+        saved = (statistics.load(folder) for folder in self._counted)
+        last = [self._count_waiting()] if self._waiting else []
+        return statistics.merge_all(chain(saved, last))
+
+    def _count_waiting(self) -> Statistics:
+        tokens = joined_tables(self._waiting)
+        return statistics.collect(tokens, self.settings.d_sae, self.settings.d_vocab)
+
+    def _read_back(self, name: str) -> TokenTable:
+        part = self.run / PARTS / name
+        if not self.settings.keep_acts:
+            return read_token_file(part / "tokens.parquet")
+        tokens = read_token_file(self.run / f"tokens/{name}.parquet")
+        documents = read_parquet(part / "documents.parquet")
+        held_out = documents.filter(documents["held_out"])["doc_id"].to_numpy()
+        return select_tokens(tokens, ~np.isin(tokens.doc_ids, held_out))
+
+
+def joined_tables(tables: list[TokenTable]) -> TokenTable:
+    """Join token tables that follow each other."""
+    counts = np.concatenate([np.diff(table.indptr) for table in tables])
+    names = [name for name in TokenTable._fields if name != "indptr"]
+    columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+    return TokenTable(indptr=np.concatenate(([0], np.cumsum(counts))), **columns)
