@@ -1,36 +1,40 @@
-"""The README's tables, remade: the demo's first automata, the dictionary's quality, the HTML truth.
+"""The README's tables, remade: the demo's first automata, and how good model and dictionary are.
 
-    python -m figures.numbers circuits-demo development
+    python -m figures.numbers circuits-demo
 
-`circuits-demo` is the folder of a finished demo; `development` holds one folder of HTML pages a package, none of
-which the model was trained on (`python -m sae_core.demo.recipe pages --role development` writes them).
-Every number comes from a command of the program, run here with --json.
+`circuits-demo` is the folder of a finished demo. The dictionary is measured here; the model's scores and the HTML
+truth are those that `figures.model_scores` and `figures.truth` left in docs/.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-README = Path(__file__).parents[1] / "README.md"
-SAMPLE = Path(__file__).parents[1] / "sae_core" / "demo" / "sample.parquet"
+from figures.tables import markdown, replace_block
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+SAMPLE = ROOT / "sae_core" / "demo" / "sample.parquet"
 N_AUTOMATA = 6
-HELD_OUT = 0.5  # has no part in the truth of a run read with --all-documents
+READERS = (
+    *("features", "neurons", "neurons at equal L0", "neuron probe, 10", "neuron probe, all"),
+    *("shuffled model, neuron probe, all", "token pair", "token", "majority"),
+)
 
 
 def main() -> None:
     """Write both blocks of the README."""
-    demo, development = (Path(name) for name in sys.argv[1:3])
+    demo = Path(sys.argv[1])
     index = pl.read_parquet(demo / "run" / "automata" / "index.parquet").sort("rank")
-    write_block("automata", automata_table(index))
-    write_block("numbers", "\n\n".join([quality_table(), truth_table(development)]))
+    replace_block(README, "automata", automata_table(index))
+    tables = (model_table(), quality_table(), truth_table())
+    replace_block(README, "numbers", "\n\n".join(tables))
 
 
 def automata_table(index: pl.DataFrame) -> str:
@@ -67,43 +71,44 @@ def quality_table() -> str:
     return f"{title}\n\n{markdown(('measure', 'value'), rows, n_words=1)}"
 
 
-def truth_table(development: Path) -> str:
-    """Score who knows the state of html5lib's tokenizer, on packages never trained on."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = str(Path(folder) / "run")
-        call("gather", str(development), "-o", out, "--held-out", str(HELD_OUT))
-        found = run_json("truth", out, "--kind", "html", "--all-documents")
+def model_table() -> str:
+    """Give the model's loss on held-out text beside its baselines', from docs/model-scores.json."""
+    found = json.loads((ROOT / "docs" / "model-scores.json").read_text("utf-8"))["all"]
+    rows = [
+        (who, f"{found[f'{who}_nats']:.3f}", f"{found[f'{who}_bits']:.3f}")
+        for who in ("model", "trigram", "bigram", "unigram")
+    ]
+    rows.append(("`xz -9e`", "", f"{found['xz_bits']:.3f}"))
+    title = (
+        f"The model on {found['n_tokens']:,} held-out tokens of the packages it was trained on, beside "
+        "Kneser-Ney n-grams of the same training tokens and xz on the same bytes "
+        "([by family](docs/model.md)):"
+    )
+    return f"{title}\n\n{markdown(('who', 'nats a token', 'bits a byte'), rows, n_words=1)}"
+
+
+def truth_table() -> str:
+    """Give who knows the state of html5lib's tokenizer, from docs/truth.json."""
+    found = json.loads((ROOT / "docs" / "truth.json").read_text("utf-8"))
+    by_name = {row["what"]: row for row in found["readers"]}
     rows = [
         (
-            row["what"],
+            what,
             f"{row['accuracy']:.3f}",
             f"{row['low']:.3f} to {row['high']:.3f}",
             f"{row['macro_f1']:.3f}",
         )
-        for row in found
+        for what in READERS
+        for row in [by_name[what]]
     ]
-    packages = sum(1 for path in development.iterdir() if path.is_dir())
+    n_tokens = by_name["features"]["n_tokens"]
     title = (
-        f"Who knows the state of an HTML parser, token by token: {found[0]['n_tokens']:,} tokens of "
-        f"{packages} packages that model and dictionary never saw, each package scored by what was fitted "
-        "on the others (intervals over packages):"
+        f"Who knows the state of an HTML parser, token by token: {n_tokens:,} tokens of "
+        f"{len(found['scored'])} packages that model and dictionary never saw, each package scored by what was "
+        "fitted on other packages (intervals over packages; [all readers, packages and mistakes](docs/truth.md)):"
     )
     head = ("reader", "accuracy", "95 % interval", "macro-F1")
     return f"{title}\n\n{markdown(head, rows, n_words=1)}"
-
-
-def markdown(head: tuple[str, ...], rows: list[Any], *, n_words: int) -> str:
-    """Give a Markdown table whose first `n_words` columns are words, the others numbers."""
-    rule = ["---" if at < n_words else "---:" for at in range(len(head))]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_block(name: str, text: str) -> None:
-    """Replace what stands between the two comments of a name in the README."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-    page = README.read_text(encoding="utf-8")
-    README.write_text(pattern.sub(lambda m: m[1] + text + m[2], page), encoding="utf-8")
 
 
 def call(*arguments: str) -> str:

@@ -75,7 +75,7 @@ _TOKENIZERS: list[ByteTokenizer] = []
 
 def _shared_tokenizer() -> ByteTokenizer:
     if not _TOKENIZERS:
-        path = Path(__file__).parent.parent / "sae_core" / "demo" / "tokenizer.json"
+        path = Path(__file__).parent.parent / "sae_core" / "demo" / "model" / "tokenizer.json"
         _TOKENIZERS.append(ByteTokenizer(path))
     return _TOKENIZERS[0]
 

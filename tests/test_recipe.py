@@ -170,7 +170,7 @@ def test_a_source_distribution_is_unpacked_without_its_top_folder(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    return Tokenizer.from_file(str(DEMO / "model" / "tokenizer.json"))
 
 
 def test_the_vocabulary_holds_the_document_mark_at_zero_and_all_bytes(
