@@ -128,11 +128,15 @@ class LockHolder(NamedTuple):
 
 
 class DirectoryLock:
-    """One writer at a time: a file with the holder's pid and host; a dead holder's is taken over."""
+    """One writer at a time: a file with the holder's pid and host; a dead holder's is taken over.
+
+    The folder is made when missing, and taken away again when nothing was written there.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK_NAME
         self.folder = folder
+        self.is_new = not folder.exists()
 
     def __enter__(self) -> Self:
         """Take the lock.
@@ -157,11 +161,18 @@ class DirectoryLock:
     ) -> None:
         """Give the lock back."""
         self.path.unlink(missing_ok=True)
+        if self.is_new:
+            with suppress(OSError):  # it holds something
+                self.folder.rmdir()
 
     def _create(self) -> None:
         handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        with os.fdopen(handle, "w") as file:
-            json.dump(LockHolder(os.getpid(), socket.gethostname())._asdict(), file)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(LockHolder(os.getpid(), socket.gethostname())._asdict(), file)
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
 
     def _take_over(self) -> None:
         holder = self._holder()

@@ -28,6 +28,7 @@ from sae_core.token_file import WindowSampler, read_token_ids, spread_windows
 from sae_core.training import (
     Progress,
     load_checkpoint,
+    only_writer,
     refuse_divergence,
     save_checkpoint,
     space_said,
@@ -199,7 +200,8 @@ def train_model(
         ValueError: the device has another name.
         ModelError: a file is unusable, the checkpoint was made with other settings, the loss is
             not finite, the GPU is absent, or its memory is too small for one window.
-        StoreError: the tokenizer cannot be read, or `out_dir` not be written.
+        StoreError: the tokenizer cannot be read, or `out_dir` not be written; or
+            another process trains there.
     """
     place = choose_device(device)
     vocabulary = None if tokenizer is None else _bytes_of(tokenizer)
@@ -213,11 +215,12 @@ def train_model(
         n_ctx=n_ctx,
         n_most=config.n_validation_windows,
     )
-    with memory_said(place, ModelError):
-        run = _Run(out_dir, config, _settings(config, train_bin), place, progress or to_stderr)
-        run.resume()
-        run.train(sampler, validation)
-    run.save_model(vocabulary)
+    with only_writer(out_dir):
+        with memory_said(place, ModelError):
+            run = _Run(out_dir, config, _settings(config, train_bin), place, progress or to_stderr)
+            run.resume()
+            run.train(sampler, validation)
+        run.save_model(vocabulary)
     return TrainModelResult(load_transformer(run.out_dir), run.metrics)
 
 

@@ -10,8 +10,7 @@
    norm again.
 5. When a GPU's memory runs out, a batch goes through in portions whose gradients are added up.
 6. From a model: blocks of windows, spread over the whole text, are run to the hook point and their
-   activations shuffled, so that a batch mixes hundreds of contexts; block b depends on the seed and
-   b alone.
+   activations shuffled; a batch mixes hundreds of contexts, a block depends on seed and number.
 
 Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders"; Bricken et al. 2023 (b_dec,
 unit rows).
@@ -46,6 +45,7 @@ from sae_core.topk_loss import BatchLoss, TopkLoss
 from sae_core.training import (
     Progress,
     load_checkpoint,
+    only_writer,
     refuse_divergence,
     save_checkpoint,
     space_said,
@@ -213,7 +213,7 @@ def train_sae_on_model(
         SaeError: the widths differ, the checkpoint was made with other settings, the model's
             activations are not finite, training diverges, or memory is too small for one window.
         ModelError: the model or the token file is unusable, or the GPU is absent.
-        StoreError: `out_dir` cannot be written.
+        StoreError: `out_dir` cannot be written, or another process trains there.
     """
     place, say = choose_device(device), progress or to_stderr
     model = load_transformer(model_dir)
@@ -226,7 +226,7 @@ def train_sae_on_model(
         "model_sha256": sha256_of(model_dir / WEIGHTS_FILE),
         "train_sha256": sha256_of(train_bin),
     }
-    with memory_said(place, SaeError):
+    with only_writer(out_dir), memory_said(place, SaeError):
         source = ModelSource(
             model.to(place),
             read_token_ids(train_bin, n_ctx=model.config.n_ctx, d_vocab=model.config.d_vocab),
@@ -240,9 +240,9 @@ def train_sae_on_model(
         trainer = _Trainer(source, config, out_dir, origin, device=place, say=say)
         trainer.resume()
         trainer.train()
-    sae = trainer.finished(hash_weights(model))
-    with stop_said(out_dir, say), space_said(out_dir, n_bytes(sae.state_dict())):
-        save_sae(sae, out_dir)
+        sae = trainer.finished(hash_weights(model))
+        with stop_said(out_dir, say), space_said(out_dir, n_bytes(sae.state_dict())):
+            save_sae(sae, out_dir)
     return TrainingResult(sae, trainer.metrics)
 
 

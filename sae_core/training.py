@@ -12,13 +12,13 @@ import json
 import math
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from sae_core.errors import FeatureCircuitError, StoreError
-from sae_core.files import write_text
+from sae_core.files import DirectoryLock, write_text
 from sae_core.tensors import n_bytes, read_all_tensors, read_metadata, write_tensors
 
 if TYPE_CHECKING:
@@ -218,6 +218,19 @@ def space_said(folder: Path, n_needed: int) -> Iterator[None]:
         raise StoreError(
             f"{said}; {n_needed + JSON_BYTES:,} bytes are needed and {n_free:,} are free; {kept(folder)}"
         ) from err
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Let one training at a time write a folder.
+
+    Raises:
+        StoreError: another process writes it, or it cannot be written.
+    """
+    with ExitStack() as held:
+        with space_said(folder, 0):
+            held.enter_context(DirectoryLock(folder))
+        yield
 
 
 def to_stderr(line: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +24,7 @@ from torch.nn import functional
 
 from sae_core.bounded import read_json
 from sae_core.errors import ModelError
-from sae_core.files import write_text
+from sae_core.files import write_bytes, write_text
 from sae_core.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -271,7 +270,7 @@ def save_model(
     settings = {"architecture": ARCHITECTURE, **asdict(model.config)}
     write_tensors(folder / WEIGHTS_FILE, model.state_dict(), dtype=dtype)
     if tokenizer is not None and tokenizer.resolve() != (folder / TOKENIZER_FILE).resolve():
-        shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+        write_bytes(folder / TOKENIZER_FILE, tokenizer.read_bytes())
     write_text(folder / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
 
 

@@ -174,6 +174,27 @@ def test_r3_a_signal_stops_a_training_and_names_the_checkpoint(
     assert_goes_on(what, parts, out)
 
 
+# R8: two writers
+
+
+@pytest.mark.parametrize("what", FINAL)
+def test_r8_a_second_training_in_the_same_folder_is_refused_until_the_first_is_gone(
+    what: str, parts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = shell.start(*words_of(what, parts, out))
+    wait_for(process, lambda: step_of(out) > 0)
+    process.send_signal(signal.SIGSTOP)
+    second = train(what, parts, out)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert second.exit_code == 1
+    said = second.stderr.splitlines()[-1]
+    assert f"{out} is being written by process {process.pid}" in said
+    assert "wait for it" in said
+    assert_goes_on(what, parts, out)
+
+
 # R4: full disks
 
 
@@ -214,6 +235,7 @@ def pages(*paths: Path) -> int:
 def assert_full(what: str, parts: Path, out: Path, room: int, name: str) -> None:
     """Expect a training with so little room left to stop at one file, and to go on with more."""
     filler = out.parent / "filler"
+    room += PAGE  # of the lock
     filler.write_bytes(b"x" * (shutil.disk_usage(out).free - room))
     assert shutil.disk_usage(out).free == room
     step, before = step_of(out), shell.digests(out)
@@ -239,6 +261,21 @@ def test_r4_a_full_disk_in_mid_training_leaves_the_checkpoint(
     shutil.copytree(stopped / what, out)
     room = pages(*(whole / name for name in BETWEEN[what][:at]))
     assert_full(what, parts, out, room, BETWEEN[what][at])
+
+
+@pytest.mark.parametrize("what", FINAL)
+def test_r4_a_disk_with_no_room_at_all_is_said_before_training(
+    what: str, parts: Path, disk: Path
+) -> None:
+    (disk / "filler").write_bytes(b"x" * shutil.disk_usage(disk).free)
+    out = disk / what
+    result = train(what, parts, out)
+    assert result.exit_code == 1
+    said = f"Error: {out} was not written: the disk is full"
+    assert said in result.stderr.splitlines()[-1]
+    assert "bytes are needed and 0 are free" in result.stderr.splitlines()[-1]
+    (disk / "filler").unlink()
+    assert_goes_on(what, parts, out)
 
 
 @pytest.mark.parametrize(("what", "at"), every(FINAL))

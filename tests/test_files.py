@@ -198,9 +198,17 @@ def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, text: str) -> No
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), DirectoryLock(tmp_path / "new"):
+    with pytest.raises(RuntimeError), DirectoryLock(tmp_path):
         raise RuntimeError
-    assert left_in(tmp_path / "new") == []
+    assert left_in(tmp_path) == []
+
+
+def test_a_folder_made_for_a_lock_goes_with_it_when_nothing_was_written(tmp_path: Path) -> None:
+    with DirectoryLock(tmp_path / "empty"):
+        pass
+    with DirectoryLock(tmp_path / "used"):
+        (tmp_path / "used" / "file").write_text("kept")
+    assert left_in(tmp_path) == ["used"]
 
 
 def test_two_real_processes_do_not_write_at_once(tmp_path: Path) -> None:
