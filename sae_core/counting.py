@@ -338,9 +338,12 @@ def _filled(
     cuts = np.linspace(0, d_sae, RANGES * n_threads + 1).astype(int).tolist()
     with ThreadPoolExecutor(n_threads) as pool:
         ranges = pool.map(pieces_of, cuts[:-1], cuts[1:])
-        columns = zip(*(piece for pieces in ranges for piece in pieces), strict=True)
-        whole = pool.map(np.concatenate, columns)
-        return pl.DataFrame(dict(zip((*ids, *sums), whole, strict=True)))
+        frames = [
+            pl.DataFrame(dict(zip((*ids, *sums), piece, strict=True)))
+            for pieces in ranges
+            for piece in pieces
+        ]
+    return pl.concat(frames, rechunk=False)  # joined, all of it would be copied once more
 
 
 def _frame(table: Any, *, ids: tuple[str, ...], sums: tuple[str, ...]) -> pl.DataFrame:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 64 << 20  # a manifest of a million shards is 200 MB; ours stay far below
 LOCK_NAME = ".lock"
+ROW_GROUP = 1 << 20  # rows of a Parquet file that are compressed together
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -76,7 +77,9 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a table as zstd Parquet, whole or not at all; equal tables give equal bytes."""
 
     def write(temporary: Path) -> None:
-        frame.write_parquet(temporary, compression="zstd", compression_level=3)
+        frame.lazy().sink_parquet(
+            temporary, compression="zstd", compression_level=3, row_group_size=ROW_GROUP
+        )
 
     write_atomic(path, write)
 

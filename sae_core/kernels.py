@@ -67,10 +67,19 @@ class Sources(NamedTuple):
 
 def compiled(function: _F) -> _F:
     """Compile a loop, with the machine code cached on disk where a folder for it can be written."""
+    return _compiled(function)
+
+
+def compiled_sum(function: _F) -> _F:
+    """Compile a loop whose float sums may be added in any order: several at once."""
+    return _compiled(function, fastmath={"reassoc", "contract"})
+
+
+def _compiled(function: _F, **options: Any) -> _F:
     try:
-        return cast("_F", numba.njit(cache=True, nogil=True)(function))
+        return cast("_F", numba.njit(cache=True, nogil=True, **options)(function))
     except RuntimeError:  # no folder for the cache: home and package are read-only
-        return cast("_F", numba.njit(nogil=True)(function))
+        return cast("_F", numba.njit(nogil=True, **options)(function))
 
 
 @compiled

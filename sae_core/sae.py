@@ -99,6 +99,7 @@ class SparseAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.name = config.activation
+        self._prepared: tuple[list[tuple[int, int]], Encoder] | None = None
         self.W_enc = nn.Parameter(torch.zeros(config.d_in, config.d_sae))
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
@@ -186,10 +187,17 @@ class SparseAutoencoder(nn.Module):
             return sparse_acts(centred, self._encoder())
 
     def _encoder(self) -> Encoder:
+        """Prepare the encoder, once for as long as no weight is changed."""
+        versions = [(weight.data_ptr(), weight._version) for weight in self.parameters()]  # noqa: SLF001 - torch counts changes nowhere else
+        if self._prepared is None or self._prepared[0] != versions:
+            self._prepared = versions, self._prepare()
+        return self._prepared[1]
+
+    def _prepare(self) -> Encoder:
         floor = torch.zeros_like(self.b_enc)
         if self.config.activation == "jumprelu":
             floor = torch.maximum(floor, self.threshold)
-        return Encoder(self.W_enc.detach(), self.b_enc.detach(), floor, self.config.k)
+        return Encoder.of(self.W_enc.detach(), self.b_enc.detach(), floor, self.config.k)
 
     def decode(self, acts: Tensor) -> Tensor:
         """Give the reconstruction: (..., d_sae) to (..., d_in)."""

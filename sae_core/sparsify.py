@@ -1,11 +1,10 @@
 """A dictionary's hidden layer -> the few features that fire on each token.
 
-1. A slab of tokens is multiplied with the encoder into memory that is used again and again.
+1. A slab of tokens is multiplied with the encoder into memory that is used again and again. Of a
+   wide dictionary the product is a rough one, where the processor is fast at that (`screening`).
 2. A compiled loop adds the bias and keeps what fires: the k largest of each row, or all above a
-   floor. It looks at most values once, in blocks, and only stops where one is large enough.
+   floor.
 3. Rows are compressed: feature ids ascending, values > 0.
-
-Every loop has a twin in `tests/naive.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from sae_core.kernels import compiled
+from sae_core.row_loops import NOT_A_NUMBER, keep_above, keep_largest
 from sae_core.schema import SparseActs
+from sae_core.screening import (
+    MOST_COMPUTED,
+    Rough,
+    Screen,
+    keep_above_screened,
+    keep_largest_screened,
+    multiply,
+    screen_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SLAB_ROWS = 2048  # of the hidden layer at once: 32 MB at 4,096 features
-BLOCK = 64  # values compared at once with the least that is kept
-NOT_A_NUMBER = -1
 
 
 class Encoder(NamedTuple):
@@ -45,6 +51,14 @@ class Encoder(NamedTuple):
 
     k: int | None
     """Features kept a token; None keeps all that fire."""
+
+    screen: Screen | None
+    """The same encoder for a rough product first; None where that is not faster."""
+
+    @classmethod
+    def of(cls, W_enc: Tensor, b_enc: Tensor, floor: Tensor, k: int | None) -> Encoder:
+        """Prepare an encoder."""
+        return cls(W_enc, b_enc, floor, k, screen_of(W_enc, b_enc))
 
 
 def sparse_acts(centred: Tensor, encoder: Encoder) -> SparseActs:
@@ -118,14 +132,22 @@ def _slabs(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.float32]]]:
     """Give (features a token, feature ids, values) of a slab of tokens at a time."""
     shape = (min(SLAB_ROWS, len(centred)), encoder.W_enc.shape[1])
-    slab, rows = torch.empty(shape), _Rows.empty(shape[0], encoder.k or shape[1])
+    screen = encoder.screen
+    slab = torch.empty(shape, dtype=torch.bfloat16 if screen else torch.float32)
+    rows = _Rows.empty(shape[0], encoder.k or shape[1])
     n_threads = torch.get_num_threads()
     with ThreadPoolExecutor(n_threads) as pool:
         for first in range(0, len(centred), SLAB_ROWS):
             x = centred[first : first + SLAB_ROWS]
-            dense = torch.mm(x, encoder.W_enc, out=slab[: len(x)]).numpy()
             cuts = np.linspace(0, len(x), n_threads + 1).astype(int).tolist()
-            list(pool.map(partial(_keep, dense, encoder, rows), cuts[:-1], cuts[1:]))
+            if screen:
+                rough = multiply(x, screen, slab[: len(x)])
+                keep = partial(_keep_screened, rough, screen, encoder, rows)
+                if sum(pool.map(keep, cuts[:-1], cuts[1:])) > MOST_COMPUTED * len(x):
+                    screen, slab = None, torch.empty(shape)
+            else:
+                dense = torch.mm(x, encoder.W_enc, out=slab[: len(x)])
+                list(pool.map(partial(_keep, dense, encoder, rows), cuts[:-1], cuts[1:]))
             yield rows.joined(len(x))
 
 
@@ -147,6 +169,12 @@ class _Rows(NamedTuple):
         ids, values = np.empty((n, most), np.uint32), np.empty((n, most), np.float32)
         return _Rows(np.empty(n, np.int64), ids, values)
 
+    def part(
+        self, begin: int, end: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.float32]]:
+        """Give the room of some of the tokens."""
+        return self.counts[begin:end], self.ids[begin:end], self.values[begin:end]
+
     def joined(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.float32]]:
         """Give counts, ids and values of the first n tokens, without gaps."""
         bad = np.flatnonzero(self.counts[:n] == NOT_A_NUMBER)
@@ -157,124 +185,21 @@ class _Rows(NamedTuple):
         return counts, self.ids[:n, :most][fires], self.values[:n, :most][fires]
 
 
-def _keep(dense: NDArray[np.float32], encoder: Encoder, rows: _Rows, begin: int, end: int) -> None:
-    part = slice(begin, end)
-    found = rows.counts[part], rows.ids[part], rows.values[part]
+def _keep(dense: Tensor, encoder: Encoder, rows: _Rows, begin: int, end: int) -> None:
+    part = dense[begin:end].numpy()
+    bias, found = encoder.b_enc.numpy(), rows.part(begin, end)
     if encoder.k is None:
-        keep_above(dense[part], encoder.b_enc.numpy(), encoder.floor.numpy(), *found)
+        keep_above(part, bias, encoder.floor.numpy(), *found)
     else:
-        keep_largest(dense[part], encoder.b_enc.numpy(), *found)
+        keep_largest(part, bias, *found)
 
 
-@compiled
-def keep_largest(
-    dense: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    counts: NDArray[np.int64],
-    ids: NDArray[np.uint32],
-    values: NDArray[np.float32],
-) -> None:
-    """Fill rows of ids and values (n, k) with the k largest of dense + bias that are above 0.
-
-    Ids ascend; of equal values the lowest are kept. counts[row] says how many, or -1 where a value
-    is not a number.
-    """
-    for row in range(len(dense)):
-        counts[row] = _largest(dense[row], bias, ids[row], values[row])
-        _sort_by_id(counts[row], ids[row], values[row])
-
-
-@compiled
-def _largest(
-    dense: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    ids: NDArray[np.uint32],
-    values: NDArray[np.float32],
+def _keep_screened(  # noqa: PLR0917 - a part of a loop, called by position
+    rough: Rough, screen: Screen, encoder: Encoder, rows: _Rows, begin: int, end: int
 ) -> int:
-    """Fill ids and values (k,) with the k largest above 0, in falling order; give how many.
-
-    Only a block with a value that is not <= the least of k is looked at twice. Gives -1 where a
-    value is not a number.
-    """
-    k = len(ids)
-    n = 0
-    least = np.float32(0)
-    is_number = True
-    for first in range(0, len(dense), BLOCK):
-        block, added = dense[first : first + BLOCK], bias[first : first + BLOCK]
-        n_above = 0
-        for j in range(len(block)):
-            n_above += not block[j] + added[j] <= least
-        if n_above > 0:
-            for j in range(len(block)):
-                value = block[j] + added[j]
-                if value > least:
-                    _insert(n, first + j, value, ids, values)
-                    n = min(n + 1, k)
-                    if n == k:
-                        least = values[k - 1]
-                elif not value <= least:
-                    is_number = False
-    return n if is_number else NOT_A_NUMBER
-
-
-@compiled
-def keep_above(  # noqa: PLR0917 - a compiled loop takes arrays by position
-    dense: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    floor: NDArray[np.float32],
-    counts: NDArray[np.int64],
-    ids: NDArray[np.uint32],
-    values: NDArray[np.float32],
-) -> None:
-    """Fill rows of ids and values (n, d_sae) with all of dense + bias that are above floor >= 0.
-
-    counts[row] says how many, or -1 where a value is not a number.
-    """
-    for row in range(len(dense)):
-        n = 0
-        is_number = True
-        for first in range(0, dense.shape[1], BLOCK):
-            block, added = dense[row, first : first + BLOCK], bias[first : first + BLOCK]
-            least = floor[first : first + BLOCK]
-            n_above = 0
-            for j in range(len(block)):
-                n_above += not block[j] + added[j] <= least[j]
-            if n_above > 0:
-                for j in range(len(block)):
-                    value = block[j] + added[j]
-                    if value > least[j]:
-                        ids[row, n] = first + j
-                        values[row, n] = value
-                        n += 1
-                    elif not value <= least[j]:
-                        is_number = False
-        counts[row] = n if is_number else NOT_A_NUMBER
-
-
-@compiled
-def _insert(
-    n: int, j: int, value: float, ids: NDArray[np.uint32], values: NDArray[np.float32]
-) -> None:
-    """Put (j, value) among the n best, in falling order of value; the last of a full row falls out."""
-    at = min(n, len(ids) - 1)
-    while at > 0 and values[at - 1] < value:
-        values[at] = values[at - 1]
-        ids[at] = ids[at - 1]
-        at -= 1
-    values[at] = value
-    ids[at] = j
-
-
-@compiled
-def _sort_by_id(n: int, ids: NDArray[np.uint32], values: NDArray[np.float32]) -> None:
-    """Sort the first n entries by id, by insertion: n is small."""
-    for k in range(1, n):
-        j, value = ids[k], values[k]
-        at = k
-        while at > 0 and ids[at - 1] > j:
-            ids[at] = ids[at - 1]
-            values[at] = values[at - 1]
-            at -= 1
-        ids[at] = j
-        values[at] = value
+    """Fill the rows of some of the tokens; give how many values were computed."""
+    part = Rough(rough.bits[begin:end], rough.x[begin:end], rough.sizes[begin:end])
+    given, found = (part, screen.W, screen.bias, screen.sizes), rows.part(begin, end)
+    if encoder.k is None:
+        return keep_above_screened(*given, encoder.floor.numpy(), *found)
+    return keep_largest_screened(*given, *found)

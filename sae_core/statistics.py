@@ -184,7 +184,7 @@ def save(statistics: Statistics, folder: Path) -> None:
 
     def write(table: tuple[str, pl.DataFrame]) -> None:
         name, frame = table
-        write_parquet(folder / f"{name}.parquet", frame.rechunk())
+        write_parquet(folder / f"{name}.parquet", frame)
 
     with ThreadPoolExecutor(WRITERS) as pool:  # compressing keeps one core busy a file
         list(pool.map(write, _frames(statistics).items()))

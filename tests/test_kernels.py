@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from circuits.kernels import current_states
-from sae_core import counting, kernels, sparsify
+from sae_core import counting, kernels, row_loops
 
 SEEDS = (0, 1, 2, 3)
 REPO = Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def test_the_largest_of_a_row_equal_their_plain_twin(seed: int, d_sae: int, k: i
     dense, bias, _ = hidden_layer(seed, d_sae=d_sae)
     counts = np.empty(40, np.int64)
     ids, values = np.empty((40, k), np.uint32), np.empty((40, k), np.float32)
-    sparsify.keep_largest(dense, bias, counts, ids, values)
+    row_loops.keep_largest(dense, bias, counts, ids, values)
     for row, n in enumerate(counts.tolist()):
         expected = naive.kept(dense[row].tolist(), bias.tolist(), [0.0] * d_sae, k)
         assert list(zip(ids[row, :n].tolist(), values[row, :n], strict=True)) == expected
@@ -147,7 +147,7 @@ def test_all_of_a_row_above_its_floors_equal_their_plain_twin(seed: int, d_sae: 
     dense, bias, floor = hidden_layer(seed, d_sae=d_sae)
     counts = np.empty(40, np.int64)
     ids, values = np.empty((40, d_sae), np.uint32), np.empty((40, d_sae), np.float32)
-    sparsify.keep_above(dense, bias, floor, counts, ids, values)
+    row_loops.keep_above(dense, bias, floor, counts, ids, values)
     for row, n in enumerate(counts.tolist()):
         expected = naive.kept(dense[row].tolist(), bias.tolist(), floor.tolist(), d_sae)
         assert list(zip(ids[row, :n].tolist(), values[row, :n], strict=True)) == expected
@@ -160,10 +160,10 @@ def test_a_row_with_a_value_that_is_no_number_is_marked(at: int) -> None:
     dense[7, at] = np.nan
     counts = np.empty(40, np.int64)
     ids, values = np.empty((40, 150), np.uint32), np.empty((40, 150), np.float32)
-    sparsify.keep_above(dense, bias, floor, counts, ids, values)
-    assert np.flatnonzero(counts == sparsify.NOT_A_NUMBER).tolist() == [7]
-    sparsify.keep_largest(dense, bias, counts, ids[:, :4].copy(), values[:, :4].copy())
-    assert np.flatnonzero(counts == sparsify.NOT_A_NUMBER).tolist() == [7]
+    row_loops.keep_above(dense, bias, floor, counts, ids, values)
+    assert np.flatnonzero(counts == row_loops.NOT_A_NUMBER).tolist() == [7]
+    row_loops.keep_largest(dense, bias, counts, ids[:, :4].copy(), values[:, :4].copy())
+    assert np.flatnonzero(counts == row_loops.NOT_A_NUMBER).tolist() == [7]
 
 
 def test_loops_compile_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
