@@ -155,7 +155,7 @@ def _states(draft: Draft, text: Text) -> tuple[State, ...]:
         rows = np.flatnonzero(draft.sequence == state)
         tokens = _edge_tokens(text.tokens.token_ids[rows].astype(np.int32), text.token_strs)
         label = summarise([(token.token_str, token.share) for token in tokens])
-        examples = _examples(rows, text, set(features))
+        examples = _examples(rows, text, set(features), [token.token_id for token in tokens])
         states.append(State(state, label, _by_use(features, rows, text), examples))
     return tuple(states)
 
@@ -170,12 +170,26 @@ def _by_use(features: Sequence[int], rows: NDArray[np.int64], text: Text) -> tup
     return tuple(sorted(features, key=lambda feature: (-used[feature], feature)))
 
 
-def _examples(rows: NDArray[np.int64], text: Text, features: set[int]) -> tuple[Example, ...]:
-    """Take snippets at even distances through the text."""
-    if len(rows) == 0:
+def _examples(
+    rows: NDArray[np.int64], text: Text, features: set[int], token_ids: Sequence[int]
+) -> tuple[Example, ...]:
+    """Take a snippet for each of a state's commonest tokens, at even distances through the text.
+
+    Args:
+        rows: where the state is current.
+        text: to take them from.
+        features: of the state.
+        token_ids: on which it is current, the commonest first.
+    """
+    if not token_ids:
         return ()
-    picks = rows[np.linspace(0, len(rows) - 1, N_EXAMPLES + 2).astype(np.int64)[1:-1]]
-    return tuple(_example(int(row), text, features) for row in dict.fromkeys(picks.tolist()))
+    at_rows = text.tokens.token_ids[rows]
+    picks: list[int] = []
+    for n_before in range(N_EXAMPLES):  # with fewer tokens than examples, they take turns
+        wanted = token_ids[n_before % min(N_EXAMPLES, len(token_ids))]
+        places = rows[at_rows == wanted]
+        picks.append(int(places[(n_before + 1) * (len(places) - 1) // (N_EXAMPLES + 1)]))
+    return tuple(_example(row, text, features) for row in dict.fromkeys(picks))
 
 
 def _example(row: int, text: Text, features: set[int]) -> Example:

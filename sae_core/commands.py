@@ -129,6 +129,9 @@ def evaluate_command(
 @click.option("--batch-windows", type=click.IntRange(1), default=32, help="Windows a step.")
 @click.option("--lr", type=float, default=3e-3, help="Learning rate of the stable phase.")
 @click.option("--warm-up-steps", type=click.IntRange(0), default=200, help="Steps of linear rise.")
+@click.option(
+    "--decay-share", type=float, default=0.3, help="Share of the steps, the last, of linear fall."
+)
 @click.option("--seed", type=int, default=0, help="Seed of weights and order.")
 @click.option("--precision", type=PRECISION, default="bfloat16", help="Of the matrix products.")
 @click.option(
