@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK_ENTRIES = 1 << 24  # features of one block; bounds the working memory to about 1 GB
 DENSE_FEATURES = 1024  # up to here a square of counters stays in the cache and is fastest
-BUFFER_ROWS = 1 << 18  # rows of a table that are filled in one go
+BUFFER_ROWS = 1 << 20  # rows of a table that are filled in one go; columns of 4 MB get large pages
 RANGES = 8  # of sources for each core; those of frequent features take longer than others
 NO_LAGS = (1, 0)
 
@@ -274,7 +274,7 @@ def _transitions(
         kernels.count_lagged(stream, lags, np.zeros(size, np.int32), lagged)
     fill = partial(kernels.fill_transitions, stream, sources, nexts, fired, lags, lagged)
     sums = ("n_pairs", "n_promoted", "nats", "n_lagged", "n_tokens")
-    return _filled(fill, d_sae, ids=("source", "target"), sums=sums, most=d_sae)
+    return _filled(fill, _square(d_sae), ids=("source", "target"), sums=sums)
 
 
 def _edge_tokens(transitions: pl.DataFrame, sources: Sources, nexts: Nexts) -> pl.DataFrame:
@@ -286,16 +286,20 @@ def _edge_tokens(transitions: pl.DataFrame, sources: Sources, nexts: Nexts) -> p
     np.cumsum(transitions["n_tokens"].to_numpy(), out=token_starts[1:])
     targets = transitions["target"].to_numpy()
     fill = partial(kernels.fill_edge_tokens, nexts, sources, row_starts, targets, token_starts)
-    most = int(np.diff(token_starts[row_starts]).max(initial=0))
     ids = ("source", "target", "token_id")
-    return _filled(fill, d_sae, ids=ids, sums=("n_pairs", "n_promoted"), most=most)
+    return _filled(fill, token_starts[row_starts], ids=ids, sums=("n_pairs", "n_promoted"))
 
 
 def _coactivation(stream: Stream, fired: Sources) -> pl.DataFrame:
     d_sae = len(fired.starts) - 1
     fill = partial(kernels.fill_coactivation, stream, fired)
     ids = ("feature_a", "feature_b")
-    return _filled(fill, d_sae, ids=ids, sums=("n_both",), most=d_sae)
+    return _filled(fill, _square(d_sae), ids=ids, sums=("n_both",))
+
+
+def _square(d_sae: int) -> NDArray[np.int64]:
+    """Give the room that tables of all pairs of features take at most."""
+    return np.arange(d_sae + 1, dtype=np.int64) * d_sae
 
 
 def _promoted_tokens(sources: Sources, nexts: Nexts) -> pl.DataFrame:
@@ -315,35 +319,35 @@ def _token_features(stream: Stream, token_ids: Any, d_sae: int) -> pl.DataFrame:
 
 def _filled(
     fill: Callable[[NDArray[np.int64], NDArray[np.uint32], NDArray[np.int64]], None],
-    d_sae: int,
+    room: NDArray[np.int64],
     *,
     ids: tuple[str, ...],
     sums: tuple[str, ...],
-    most: int,
 ) -> pl.DataFrame:
-    """Fill a table, ranges of sources on several cores; `most` rows of one source fit at a time."""
+    """Fill a table, ranges of sources on several cores; source i has at most diff(room)[i] rows.
 
-    def pieces_of(begin: int, end: int) -> list[list[NDArray[Any]]]:
+    The table is left in pieces: joined, all of it would be copied once more.
+    """
+    n_sources = len(room) - 1
+
+    def pieces_of(begin: int, end: int) -> list[pl.DataFrame]:
+        most = int(np.diff(room[begin : end + 1]).max(initial=0))
         state = np.array([begin, 0, end])
-        size = max(BUFFER_ROWS, most)
-        id_rows = np.empty((len(ids), size), np.uint32)
-        sum_rows = np.empty((len(sums), size), np.int64)
         pieces = []
         while state[0] < end:
+            size = min(max(BUFFER_ROWS, most), int(room[end] - room[state[0]]))
+            id_rows = np.empty((len(ids), size), np.uint32)
+            sum_rows = np.empty((len(sums), size), np.int64)
             fill(state, id_rows, sum_rows)
-            pieces.append([row[: state[1]].copy() for row in (*id_rows, *sum_rows)])
+            filled = [row[: state[1]] for row in (*id_rows, *sum_rows)]
+            pieces.append(pl.DataFrame(dict(zip((*ids, *sums), filled, strict=True))))
         return pieces
 
     n_threads = os.cpu_count() or 1
-    cuts = np.linspace(0, d_sae, RANGES * n_threads + 1).astype(int).tolist()
+    cuts = np.linspace(0, n_sources, RANGES * n_threads + 1).astype(int).tolist()
     with ThreadPoolExecutor(n_threads) as pool:
-        ranges = pool.map(pieces_of, cuts[:-1], cuts[1:])
-        frames = [
-            pl.DataFrame(dict(zip((*ids, *sums), piece, strict=True)))
-            for pieces in ranges
-            for piece in pieces
-        ]
-    return pl.concat(frames, rechunk=False)  # joined, all of it would be copied once more
+        ranges = list(pool.map(pieces_of, cuts[:-1], cuts[1:]))
+    return pl.concat([piece for pieces in ranges for piece in pieces], rechunk=False)
 
 
 def _frame(table: Any, *, ids: tuple[str, ...], sums: tuple[str, ...]) -> pl.DataFrame:

@@ -59,8 +59,8 @@ class Rough(NamedTuple):
     x: NDArray[np.float32]
     """(n, d_in) the activations."""
 
-    sizes: NDArray[np.float32]
-    """(n, 2) norm of each token's rounded activations, and of what rounding took from them."""
+    x_rough: NDArray[np.uint16]
+    """(n, d_in) the activations that were multiplied, bits of bfloat16."""
 
 
 def screen_of(W_enc: Tensor, b_enc: Tensor) -> Screen | None:
@@ -93,11 +93,10 @@ def multiply(x: Tensor, screen: Screen, out: Tensor) -> Rough:
         screen: the encoder.
         out: (n, d_sae) bfloat16, filled.
     """
-    rounded = x.bfloat16()
-    torch.mm(rounded, screen.rough, out=out)
-    near = rounded.float()
-    sizes = torch.stack([near.norm(dim=1), (x - near).norm(dim=1)], dim=1) * SURELY
-    return Rough(out.view(torch.uint16).numpy(), x.numpy(), sizes.numpy())
+    x_rough = x.bfloat16()
+    torch.mm(x_rough, screen.rough, out=out)
+    bits = (rows.view(torch.uint16).numpy() for rows in (out, x_rough))
+    return Rough(next(bits), x.numpy(), next(bits))
 
 
 def has_bfloat16_products() -> bool:
@@ -118,12 +117,12 @@ def keep_largest_screened(  # noqa: PLR0917 - a compiled loop takes arrays by po
 ) -> int:
     """Do what `row_loops.keep_largest` does, and give how many values were computed for it."""
     d_sae, k = len(bias), ids.shape[1]
-    low, high = _room(d_sae)
+    low, high = _room(d_sae), _room(d_sae)
     best = np.empty(min(GROUPS * k, d_sae), np.float32)
     nothing = np.zeros(len(best), np.float32)
     n_computed = 0
     for row in range(len(rough.x)):
-        if not _bound(rough.bits[row], bias, sizes, rough.sizes[row], low, high):
+        if not _bound(rough, row, bias, sizes, low, high):
             counts[row] = NOT_A_NUMBER
             continue
         _largest_of_groups(low[:d_sae], best)
@@ -163,12 +162,12 @@ def keep_above_screened(  # noqa: PLR0917 - a compiled loop takes arrays by posi
 ) -> int:
     """Do what `row_loops.keep_above` does, and give how many values were computed for it."""
     d_sae = len(bias)
-    low, high = _room(d_sae)
+    low, high = _room(d_sae), _room(d_sae)
     least = np.full(len(high), np.inf, np.float32)
     least[:d_sae] = floor
     n_computed = 0
     for row in range(len(rough.x)):
-        if not _bound(rough.bits[row], bias, sizes, rough.sizes[row], low, high):
+        if not _bound(rough, row, bias, sizes, low, high):
             counts[row] = NOT_A_NUMBER
             continue
         n = 0
@@ -190,10 +189,9 @@ def keep_above_screened(  # noqa: PLR0917 - a compiled loop takes arrays by posi
 
 
 @compiled
-def _room(d_sae: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _room(d_sae: int) -> NDArray[np.float32]:
     """Make room for bounds, a whole number of LANES; those past the last feature are never reached."""
-    size = (d_sae + LANES - 1) // LANES * LANES
-    return np.full(size, -np.inf, np.float32), np.full(size, -np.inf, np.float32)
+    return np.full((d_sae + LANES - 1) // LANES * LANES, -np.inf, np.float32)
 
 
 @compiled
@@ -209,28 +207,42 @@ def _largest_of_groups(low: NDArray[np.float32], best: NDArray[np.float32]) -> N
 
 @compiled_sum
 def _bound(  # noqa: PLR0917 - a compiled loop takes arrays by position
-    rough: NDArray[np.uint16],
+    rough: Rough,
+    row: int,
     bias: NDArray[np.float32],
     sizes: NDArray[np.float32],
-    x_sizes: NDArray[np.float32],
     low: NDArray[np.float32],
     high: NDArray[np.float32],
 ) -> bool:
     """Fill low and high (d_sae,) with the bounds of each value; False where one is no number."""
-    bits = high.view(np.uint32)
-    for j in range(len(rough)):
-        bits[j] = np.uint32(rough[j]) << np.uint32(16)
+    near, lost = _norms(rough.x[row], rough.x_rough[row])
+    row_bits, wide = rough.bits[row], high.view(np.uint32)
+    for j in range(len(row_bits)):
+        wide[j] = np.uint32(row_bits[j]) << np.uint32(16)
     rounding = np.float32(ROUNDING)
-    x_near, x_lost = x_sizes[0], x_sizes[1]
-    norms, lost = sizes[0], sizes[1]
+    norms, losses = sizes[0], sizes[1]
     total = np.float32(0)
-    for j in range(len(rough)):
+    for j in range(len(row_bits)):
         value = high[j]
         total += np.float32(0) * value  # 0, but for infinities and what is not a number
-        error = x_lost * norms[j] + x_near * lost[j] + rounding * abs(value)
+        error = lost * norms[j] + near * losses[j] + rounding * abs(value)
         low[j] = value - error + bias[j]
         high[j] = value + error + bias[j]
-    return bool(x_lost < np.inf and total == 0)
+    return bool(lost < np.inf and total == 0)
+
+
+@compiled_sum
+def _norms(x: NDArray[np.float32], bits: NDArray[np.uint16]) -> tuple[np.float32, np.float32]:
+    """Give at least |x'| and |x - x'|, x' being the rounded activations."""
+    wide = np.empty(len(x), np.uint32)
+    near = wide.view(np.float32)
+    for at in range(len(x)):
+        wide[at] = np.uint32(bits[at]) << np.uint32(16)
+    size, lost = np.float32(0), np.float32(0)
+    for at in range(len(x)):
+        size += near[at] * near[at]
+        lost += (x[at] - near[at]) * (x[at] - near[at])
+    return np.sqrt(size) * np.float32(SURELY), np.sqrt(lost) * np.float32(SURELY)
 
 
 @compiled_sum

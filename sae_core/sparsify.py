@@ -198,7 +198,7 @@ def _keep_screened(  # noqa: PLR0917 - a part of a loop, called by position
     rough: Rough, screen: Screen, encoder: Encoder, rows: _Rows, begin: int, end: int
 ) -> int:
     """Fill the rows of some of the tokens; give how many values were computed."""
-    part = Rough(rough.bits[begin:end], rough.x[begin:end], rough.sizes[begin:end])
+    part = Rough(rough.bits[begin:end], rough.x[begin:end], rough.x_rough[begin:end])
     given, found = (part, screen.W, screen.bias, screen.sizes), rows.part(begin, end)
     if encoder.k is None:
         return keep_above_screened(*given, encoder.floor.numpy(), *found)

@@ -1,6 +1,6 @@
 """How long gather takes beside the model and one matrix product, on tokenised text.
 
-    python tests/benchmarks/gather.py [--tokens 200000] [--rounds 5] [--only NAME] [--folder DIR]
+    python tests/benchmarks/gather.py [--tokens 200000] [--rounds 5] [--sae DIR] [--only NAME]
 
 1. The package's sample text is cut into windows, untimed.
 2. The floor: the embedded model's forward to the hook point over those windows, in gather's batch
@@ -14,7 +14,8 @@
 Two dictionaries are random: unit directions, the encoder their transpose; one keeps 16 features a
 token (TopK), one those above a threshold that lets 16 through on average. Their features fire with
 each other at random, so that nearly every pair is seen and the tables of pairs are as large as they
-can be: they are the worst case of counting. Those that the package ships follow, as the usual case.
+can be: they are the worst case of counting. Those that the package ships follow, as the usual case, and
+one of your own (`--sae`), whose floor is a product with as many columns as it has features.
 Other programs (TransformerLens, SAELens) are named when they are not installed; none is timed here.
 """
 
@@ -73,7 +74,7 @@ def main() -> None:
     windows = _windows(model, options.tokens)
     n_tokens = sum(len(row.token_ids) - row.n_warm for row in windows)
     print(f"{n_tokens} tokens in {len(windows)} windows, {torch.get_num_threads()} torch threads")
-    for sae in _dictionaries(model, windows):
+    for sae in _dictionaries(model, windows, options.sae):
         if not sae.name.startswith(options.only or ""):
             continue
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -90,6 +91,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="the dictionaries whose name starts so, e.g. topk or A/")
+    parser.add_argument("--sae", help="a folder with one more dictionary for the embedded model")
     parser.add_argument("--folder", help="where the runs are written; default: the temporary one")
     return parser.parse_args()
 
@@ -113,7 +115,9 @@ def _windows(model: OneLayerModel, max_tokens: int) -> list[WindowRow]:
     )
 
 
-def _dictionaries(model: OneLayerModel, windows: list[WindowRow]) -> Iterator[SparseAutoencoder]:
+def _dictionaries(
+    model: OneLayerModel, windows: list[WindowRow], folder: str | None
+) -> Iterator[SparseAutoencoder]:
     d_in = model.width(HOOK)
     directions = np.random.default_rng(0).standard_normal((D_SAE, d_in), dtype=np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -129,7 +133,7 @@ def _dictionaries(model: OneLayerModel, windows: list[WindowRow]) -> Iterator[Sp
                 pre_acts = (x @ sae.W_enc).flatten().sort(descending=True).values
                 sae.threshold.fill_(float(pre_acts[K * len(x)]))
         yield sae.requires_grad_(requires_grad=False).eval()
-    for name in embedded_saes():
+    for name in [*embedded_saes(), *([folder] if folder else [])]:
         yield load_sae(name)
 
 
