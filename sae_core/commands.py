@@ -111,7 +111,8 @@ def evaluate_command(
     from sae_core.evaluate import evaluate_texts
 
     rows = [evaluate_texts(texts, sae=sae, **options).to_dict() for sae in saes]
-    console.emit(rows, as_json=as_json)
+    columns = [name for name in rows[0] if name != "density_histogram"]
+    console.emit(rows, as_json=as_json, columns=columns)
 
 
 @click.command("train-model")

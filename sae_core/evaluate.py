@@ -9,6 +9,8 @@ Source: Bricken et al. 2023, "How much of the model does our interpretation expl
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ BATCH_WINDOWS = 8  # 8 x 256 x 4096 logits are 34 MB
 ULTRALOW_DENSITY = (
     1e-5  # below it features are nearly never interpretable (Bricken et al. 2023: 1e-6 .. 1e-5)
 )
+SLAB_FEATURES = 1024  # of whose decoder rows all cosines are held at once
 PAD = -1
 
 
@@ -75,6 +78,15 @@ class EvaluateResult:
 
     dead_share: float
     """n_dead / d_sae."""
+
+    norm_ratio: float
+    """Sum of the reconstructions' lengths / sum of the activations'; below 1 is shrinkage."""
+
+    decoder_cosine: float
+    """Mean over features of the largest cosine between its decoder row and another's; 1: each has a copy."""
+
+    density_histogram: dict[str, int]
+    """Lower end of a half decade of log10 density, e.g. "-2.5" -> features in it; dead ones left out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as they are printed by `--json`."""
@@ -153,6 +165,7 @@ class _Sums:
         self.fires = torch.zeros(sae.config.d_sae, dtype=torch.int64)
         self.error = 0.0
         self.square = 0.0
+        self.lengths = np.zeros(2)  # of x and x_hat
         self.total = torch.zeros(sae.config.d_in, dtype=torch.float64)
 
     @torch.no_grad()
@@ -169,6 +182,7 @@ class _Sums:
         self.fires += (acts[kept] > 0).sum(dim=0).cpu()
         self.error += float((x - x_hat[kept]).double().square().sum())
         self.square += float(x.double().square().sum())
+        self.lengths += [float(rows.norm(dim=1).double().sum()) for rows in (x, x_hat[kept])]
         self.total += x.double().sum(dim=0).cpu()
 
     def result(self) -> EvaluateResult:
@@ -191,7 +205,29 @@ class _Sums:
             n_dead=n_dead,
             n_ultralow=int(is_rare.sum()),
             dead_share=n_dead / self.sae.config.d_sae,
+            norm_ratio=float(self.lengths[1] / self.lengths[0]) if self.lengths[0] else 1.0,
+            decoder_cosine=_decoder_cosine(self.sae.W_dec.detach()),
+            density_histogram=_histogram(self.fires, self.n_tokens),
         )
+
+
+def _decoder_cosine(W_dec: Tensor) -> float:
+    """Give the mean of the largest cosine of each row with another: (d_sae, d_in), a slab at a time."""
+    if len(W_dec) < 2:
+        return 0.0
+    rows = functional.normalize(W_dec, dim=1)
+    largest = []
+    for first in range(0, len(rows), SLAB_FEATURES):
+        cosines = rows[first : first + SLAB_FEATURES] @ rows.T
+        cosines.diagonal(first).fill_(-1)
+        largest.append(cosines.amax(dim=1))
+    return float(torch.cat(largest).mean())
+
+
+def _histogram(fires: Tensor, n_tokens: int) -> dict[str, int]:
+    """Count the features of each half decade of density, rarest first."""
+    counts = Counter(math.floor(2 * math.log10(n / n_tokens)) / 2 for n in fires.tolist() if n)
+    return {f"{low:.1f}": counts[low] for low in sorted(counts)}
 
 
 def _batches(

@@ -93,7 +93,7 @@ def test_evaluate_prints_the_fixed_fields(parts: Path) -> None:
     )
     assert list(rows[0]) == [
         "sae", "n_tokens", "l0", "fvu", "loss_clean", "loss_sae", "loss_zero", "loss_recovered",
-        "n_dead", "n_ultralow", "dead_share",
+        "n_dead", "n_ultralow", "dead_share", "norm_ratio", "decoder_cosine", "density_histogram",
     ]  # fmt: skip
     assert rows[1]["sae"] == "neurons"
     assert rows[1]["fvu"] == pytest.approx(0.0, abs=1e-6)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,6 +85,35 @@ def test_losses_and_error_equal_a_loop_over_windows(model: OneLayerModel) -> Non
     assert found.fvu == pytest.approx(((values - recovered).square().sum() / deviation).item())
     assert found.loss_clean == pytest.approx(np.mean(clean), rel=1e-5)
     assert found.loss_sae == pytest.approx(np.mean(spliced), rel=1e-5)
+    lengths = [sum(float(row.norm()) for row in rows) for rows in (recovered, values)]
+    assert found.norm_ratio == pytest.approx(lengths[0] / lengths[1], rel=1e-5)
+    densities = [n / 53 for n in fires.sum(dim=0).tolist() if n]
+    lows = {float(low): n for low, n in found.density_histogram.items()}
+    assert sum(lows.values()) == len(densities)
+    for low, n in lows.items():
+        assert n == sum(10**low <= density < 10 ** (low + 0.5) for density in densities)
+
+
+def test_a_dictionary_that_shrinks_by_half_has_a_norm_ratio_of_half(model: OneLayerModel) -> None:
+    sae = SparseAutoencoder(SaeConfig(24, 24, "relu"))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(24))
+        sae.W_dec.copy_(torch.eye(24) / 2)
+    assert evaluate(model, sae, _documents(50)).norm_ratio == pytest.approx(0.5)
+
+
+def test_decoder_rows_at_right_angles_have_cosine_zero_and_copies_one(
+    model: OneLayerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "SLAB_FEATURES", 7)
+    neurons = SparseAutoencoder.neurons(24)
+    assert evaluate(model, neurons, _documents(20)).decoder_cosine == 0
+    twice = SparseAutoencoder(SaeConfig(24, 48, "relu"))
+    with torch.no_grad():
+        twice.W_dec.copy_(torch.cat([torch.eye(24), 3 * torch.eye(24)]))
+    assert evaluate(model, twice, _documents(20)).decoder_cosine == pytest.approx(1)
+    single = SparseAutoencoder(SaeConfig(24, 1, "relu"))
+    assert evaluate(model, single, _documents(20)).decoder_cosine == 0
 
 
 def test_the_result_is_plain_json(model: OneLayerModel) -> None:
@@ -91,7 +121,8 @@ def test_the_result_is_plain_json(model: OneLayerModel) -> None:
     fields = json.loads(json.dumps(found.to_dict()))
     assert EvaluateResult(**fields) == found
     names = {"sae", "n_tokens", "l0", "fvu", "loss_clean", "loss_sae", "loss_zero"}
-    assert set(fields) == names | {"loss_recovered", "n_dead", "n_ultralow", "dead_share"}
+    names |= {"loss_recovered", "n_dead", "n_ultralow", "dead_share"}
+    assert set(fields) == names | {"norm_ratio", "decoder_cosine", "density_histogram"}
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (0, 0)])
