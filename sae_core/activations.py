@@ -35,7 +35,10 @@ class ActivationSource(Protocol):
     """Where batches come from."""
 
     def batch(self, step: int) -> NDArray[np.float32] | Tensor:
-        """Give the batch of one step: (n, d_in) float32."""
+        """Give the batch of one step: (n, d_in) float32; steps are asked for in order."""
+
+    def peek(self, step: int) -> NDArray[np.float32] | Tensor:
+        """Give the batch of a later step, which stays to come."""
 
 
 class ArraySource:
@@ -58,28 +61,36 @@ class ArraySource:
             self._epoch = epoch
         return self.activations[self._order[place * size : (place + 1) * size]]
 
+    peek = batch
+
 
 class IteratorSource:
     """Batches of an iterator, each taken once and in its order."""
 
     def __init__(self, batches: Iterator[NDArray[np.float32]]) -> None:
         self.batches = batches
-        self._last: NDArray[np.float32] = np.empty((0, 0), np.float32)
-        self._next_step = 0
+        self._kept: dict[int, NDArray[np.float32]] = {}  # those to come that were looked at
+        self._n_taken = 0
 
     def batch(self, step: int) -> NDArray[np.float32]:
         """Give the batch of one step; steps are asked for in order, the last one perhaps again."""
-        while self._next_step <= step:
+        found = self.peek(step)
+        for earlier in [kept for kept in self._kept if kept < step]:
+            del self._kept[earlier]
+        return found
+
+    def peek(self, step: int) -> NDArray[np.float32]:
+        """Give the batch of a later step; all up to it are kept until they are taken."""
+        while self._n_taken <= step:
             found = next(self.batches, None)
             if found is None:
                 raise SaeError(
-                    f"the activations ended after {self._next_step} batches, before step {step}; "
-                    "give more, "
-                    "or lower n_activations"
+                    f"the activations ended after {self._n_taken} batches, before step {step}; "
+                    "give more, or lower n_activations"
                 )
-            self._next_step += 1
-            self._last = found
-        return self._last
+            self._kept[self._n_taken] = found
+            self._n_taken += 1
+        return self._kept[step]
 
 
 class WindowPlaces(WindowSampler):
@@ -136,6 +147,8 @@ class ModelSource:
             self._block = block
         size = self.batch_size
         return self._acts[self._order[place * size : (place + 1) * size]]
+
+    peek = batch
 
     @torch.no_grad()
     def _read(self, block: int, step: int) -> None:

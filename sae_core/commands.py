@@ -11,6 +11,7 @@ import click
 
 from sae_core import console
 from sae_core.console import PATH, force_option, json_option, output_option, texts_argument
+from sae_core.train_settings import NEEDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -194,22 +195,62 @@ def train_model_command(
 @click.argument("model", type=PATH)
 @click.argument("train", type=PATH)
 @output_option("Folder to write to, or to go on in.")
-@click.option("--features", type=click.IntRange(1), required=True, help="Features to learn.")
-@click.option("--active", type=click.IntRange(1), required=True, help="Features active on a token.")
+@click.option("--variant", type=click.Choice(list(NEEDS)), default="topk", help="What fires.")
 @click.option(
-    "--activations", type=click.IntRange(1), required=True, help="Activations to train on."
+    "--features",
+    type=click.IntRange(1),
+    required=True,
+    multiple=True,
+    help="Features to learn; given again, several dictionaries in one pass, as OUTPUT/FEATURES.",
+)
+@click.option(
+    "--active",
+    "k",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Features active on a token; one, or one for each --features.",
+)
+@click.option("--l1", "l1_coefficient", type=float, help="Of l1: cost of an activation of 1.")
+@click.option("--l0", "l0_coefficient", type=float, help="Of jumprelu: cost of a feature more.")
+@click.option(
+    "--activations",
+    "n_activations",
+    type=click.IntRange(1),
+    required=True,
+    help="Activations to train on.",
 )
 @click.option("--hook-point", default="blocks.0.mlp.hook_post", help="Where activations are read.")
-@click.option("--batch-size", type=click.IntRange(1), default=4096, help="Activations a step.")
-@click.option("--lr", type=float, default=3e-3, help="Learning rate on the plateau.")
+@click.option("--batch-size", type=click.IntRange(1), default=2048, help="Activations a step.")
+@click.option("--lr", type=float, default=1e-3, help="Learning rate on the plateau.")
 @click.option("--warm-up-steps", type=click.IntRange(0), default=200, help="Steps of linear rise.")
+@click.option("--decay-share", type=float, default=0.2, help="Last share of steps: linear fall.")
+@click.option(
+    "--sparsity-warm-up-steps", type=click.IntRange(0), default=0, help="Of l1: its linear rise."
+)
+@click.option(
+    "--aux", "aux_coefficient", type=float, default=1 / 32, help="Weight of the auxiliary loss."
+)
+@click.option(
+    "--dead-after",
+    type=click.IntRange(1),
+    default=1_000_000,
+    help="Activations without firing after which a feature is dead.",
+)
+@click.option(
+    "--resample-at", callback=_numbers, default="", help="Steps at which the dead start anew."
+)
+@click.option(
+    "--resample-window", type=click.IntRange(1), default=12_500, help="Steps silent, to be dead."
+)
+@click.option(
+    "--resample-inputs", type=click.IntRange(1), default=819_200, help="Activations looked at."
+)
 @click.option("--seed", type=int, default=0, help="Seed of weights and order.")
-@click.option("--precision", type=PRECISION, default="bfloat16", help="Of the matrix products.")
 @click.option(
     "--block-windows", type=click.IntRange(1), default=512, help="Windows shuffled at once."
 )
 @click.option(
-    "--checkpoint-every", type=click.IntRange(1), default=1000, help="Steps between checkpoints."
+    "--checkpoint-every", type=click.IntRange(1), default=2000, help="Steps between checkpoints."
 )
 @device_option
 def train_sae_command(
@@ -217,31 +258,45 @@ def train_sae_command(
     train: Path,
     *,
     output: Path,
-    features: int,
-    active: int,
-    activations: int,
+    features: tuple[int, ...],
+    k: tuple[int, ...],
     device: str,
     **options: Any,
 ) -> None:
-    r"""Train a TopK dictionary on the activations of MODEL over TRAIN; go on where one stopped.
+    r"""Train a dictionary on the activations of MODEL over TRAIN; go on where one stopped.
 
     \b
     Example:
-      circuits train-sae model train.bin -o sae --features 512 --active 10 --activations 40000000
+      circuits train-sae model train.bin -o sae --features 4096 --active 12 --activations 100000000
+      circuits train-sae model train.bin -o saes --features 512 --features 4096 --active 4 \
+          --active 12 --activations 100000000
+      circuits train-sae model train.bin -o sae --variant l1 --l1 0.1 --features 4096 \
+          --activations 100000000
     """
     from sae_core.devices import choose_device
-    from sae_core.train_sae import TrainSaeConfig, train_sae_on_model
+    from sae_core.train_sae import train_saes_on_model
+    from sae_core.train_settings import TrainSaeConfig
     from sae_core.transformer import load_transformer
 
     with console.usage_errors():
         choose_device(device)  # before the model is read
+        active: tuple[int | None, ...] = k if len(k) > 1 else (k or (None,)) * len(features)
+        if len(active) != len(features) or len(set(features)) != len(features):
+            raise ValueError(
+                "--active must be given once, or once for each --features, and those must differ; "
+                f"got {len(k)} for {len(features)}"
+            )
     d_in = load_transformer(model).config.d_mlp
     with console.usage_errors():
-        config = TrainSaeConfig(
-            d_in=d_in, d_sae=features, k=active, n_activations=activations, **options
-        )
-    train_sae_on_model(model, train, output, config, device=device)
-    console.say(f"{output}: trained. Next: circuits evaluate TEXT --sae {output}")
+        configs = {
+            output if len(features) == 1 else output / str(d_sae): TrainSaeConfig(
+                d_in=d_in, d_sae=d_sae, k=k_of, **options
+            )
+            for d_sae, k_of in zip(features, active, strict=True)
+        }
+    train_saes_on_model(model, train, configs, device=device)
+    first = next(iter(configs))
+    console.say(f"{output}: trained. Next: circuits evaluate TEXT --sae {first}")
 
 
 def gather_said(texts: Sequence[str], **options: Any) -> GatherResult:

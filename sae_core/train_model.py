@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,10 +30,12 @@ from sae_core.training import (
     Progress,
     load_checkpoint,
     only_writer,
+    put_back,
     refuse_divergence,
     save_checkpoint,
     space_said,
     stop_said,
+    tensors_of,
     to_stderr,
     trapezoid,
 )
@@ -249,7 +252,8 @@ class _Run:
 
     def resume(self) -> None:
         """Take up the checkpoint, when there is one of the same settings."""
-        done = load_checkpoint(self.out_dir, self.model, self.optimiser, self.settings, ModelError)
+        take = partial(put_back, self.model, self.optimiser)
+        done = load_checkpoint(self.out_dir, self.settings, take, ModelError)
         if done is None:
             return
         self.step = self.kept_step = done.step
@@ -300,10 +304,8 @@ class _Run:
                 with space_said(self.out_dir, n_bytes(self.model.state_dict()) // 2):
                     save_model(self.model, self._snapshot_folder(n_tokens), dtype=torch.float16)
         if self.step % self.config.checkpoint_every == 0 or self.step == self.config.n_steps:
-            done = Progress(self.step, self.metrics, {})
-            save_checkpoint(
-                self.out_dir, self.model, self.optimiser, done, self.settings, error=ModelError
-            )
+            done = Progress(self.step, self.metrics, tensors_of(self.model, self.optimiser))
+            save_checkpoint(self.out_dir, done, self.settings, ModelError)
 
     def _snapshot_folder(self, n_tokens: int) -> Path:
         return self.out_dir / SNAPSHOTS / f"{n_tokens:011d}"

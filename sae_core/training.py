@@ -42,8 +42,8 @@ class Progress(NamedTuple):
     metrics: list[dict[str, float]]
     """The curve so far, one row now and then."""
 
-    extra: dict[str, Tensor]
-    """Tensors that belong to the trainer, by name."""
+    tensors: dict[str, Tensor]
+    """All that decides what comes next, by name."""
 
 
 def trapezoid(step: int, *, n_steps: int, warm_up_steps: int, decay_share: float) -> float:
@@ -53,7 +53,7 @@ def trapezoid(step: int, *, n_steps: int, warm_up_steps: int, decay_share: float
         step: 0 <= step < n_steps.
         n_steps: steps of the whole run.
         warm_up_steps: steps of the rise.
-        decay_share: last share of the steps, over which it falls, in (0, 1].
+        decay_share: last share of the steps, over which it falls, in [0, 1]; 0 keeps it.
 
     Returns:
         A factor in (0, 1].
@@ -63,65 +63,50 @@ def trapezoid(step: int, *, n_steps: int, warm_up_steps: int, decay_share: float
         [0.1, 1.0, 0.5]
     """
     rise = (step + 1) / warm_up_steps if warm_up_steps else 1.0
-    fall = (n_steps - step) / math.ceil(decay_share * n_steps)
+    fall = (n_steps - step) / math.ceil(decay_share * n_steps) if decay_share else 1.0
     return min(1.0, rise, fall)
 
 
 def save_checkpoint(
-    folder: Path,
-    module: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    progress: Progress,
-    settings: Mapping[str, Any],
-    *,
-    error: type[FeatureCircuitError],
+    folder: Path, progress: Progress, settings: Mapping[str, Any], error: type[FeatureCircuitError]
 ) -> None:
     """Replace the curve and the checkpoint of a run; both appear whole or not at all.
 
     Args:
         folder: gets metrics.jsonl and checkpoint.safetensors.
-        module: its parameters are saved.
-        optimiser: an Adam over those parameters.
-        progress: step, curve and the trainer's own tensors.
+        progress: step, curve and tensors.
         settings: everything that decides the weights; compared by `load_checkpoint`.
         error: class of the error to raise.
 
     Raises:
-        FeatureCircuitError: of class `error`: a weight or a moment is not finite; nothing is
-            written.
+        FeatureCircuitError: of class `error`: a tensor is not finite; nothing is written.
         StoreError: the folder cannot be written or the disk is full.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, weight in module.named_parameters():
-        tensors[f"weights.{name}"] = weight
-        moments = optimiser.state[weight]
-        tensors |= {f"optimiser.{name}.{key}": value for key, value in moments.items()}
-    for name, value in tensors.items():
+    for name, value in progress.tensors.items():
         if not bool(torch.isfinite(value).all()):
             said = f"lr {settings['lr']}, seed {settings['seed']}"
             refuse_divergence({name: math.nan}, progress.step, folder, said, error)
-    tensors |= {f"extra.{name}": tensor for name, tensor in progress.extra.items()}
     state = {"settings": settings, "step": progress.step, "metrics": progress.metrics}
     rows = "".join(json.dumps(row) + "\n" for row in progress.metrics)
-    with space_said(folder, n_bytes(tensors) + len(rows)):
+    with space_said(folder, n_bytes(progress.tensors) + len(rows)):
         write_text(folder / METRICS_FILE, rows)  # first: a whole checkpoint then has its curve
-        write_tensors(folder / CHECKPOINT_FILE, tensors, metadata={"state": json.dumps(state)})
+        metadata = {"state": json.dumps(state)}
+        write_tensors(folder / CHECKPOINT_FILE, progress.tensors, metadata=metadata)
 
 
 def load_checkpoint(
     folder: Path,
-    module: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
     settings: Mapping[str, Any],
+    take: Callable[[dict[str, Tensor]], None],
     error: type[FeatureCircuitError],
 ) -> Progress | None:
-    """Put weights and moments back from the checkpoint of a run with the same settings.
+    """Read the checkpoint of a run with the same settings.
 
     Args:
         folder: where `save_checkpoint` wrote.
-        module: gets the weights.
-        optimiser: gets the moments.
         settings: everything that decides the weights, as asked for now.
+        take: puts the tensors, by name, where they belong; a KeyError or RuntimeError of it means
+            that they do not fit.
         error: class of the error to raise.
 
     Returns:
@@ -138,11 +123,35 @@ def load_checkpoint(
         state = json.loads(read_metadata(path, error)["state"])
         _check_same(path, state["settings"], json.loads(json.dumps(settings)), error)
         tensors = read_all_tensors(path, error)
-        _restore(module, optimiser, tensors)
-        extra = {name[6:]: value for name, value in tensors.items() if name.startswith("extra.")}
-        return Progress(int(state["step"]), state["metrics"], extra)
+        take(tensors)
+        return Progress(int(state["step"]), state["metrics"], tensors)
     except (KeyError, ValueError, RuntimeError) as err:
         raise error(f"{path} is no checkpoint of this program ({err}); delete it") from err
+
+
+def tensors_of(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Give a module's weights and an optimiser's moments by name, for a checkpoint."""
+    tensors: dict[str, Tensor] = {}
+    for name, weight in module.named_parameters():
+        tensors[f"weights.{name}"] = weight
+        moments = optimiser.state[weight]
+        tensors |= {f"optimiser.{name}.{key}": value for key, value in moments.items()}
+    return tensors
+
+
+@torch.no_grad()
+def put_back(
+    module: torch.nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `tensors_of` gave."""
+    for name, weight in module.named_parameters():
+        weight.copy_(tensors[f"weights.{name}"])
+        prefix = f"optimiser.{name}."
+        optimiser.state[weight] = {
+            key.removeprefix(prefix): value.to(weight.device, copy=True)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
 
 
 def refuse_divergence(
@@ -236,20 +245,6 @@ def only_writer(folder: Path) -> Iterator[None]:
 def to_stderr(line: str) -> None:
     """Write one line of progress."""
     sys.stderr.write(line + "\n")
-
-
-@torch.no_grad()
-def _restore(
-    module: torch.nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    for name, weight in module.named_parameters():
-        weight.copy_(tensors[f"weights.{name}"])
-        prefix = f"optimiser.{name}."
-        optimiser.state[weight] = {
-            key.removeprefix(prefix): value.to(weight.device, copy=True)
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
 
 
 def _check_same(

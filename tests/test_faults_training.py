@@ -22,7 +22,8 @@ import torch
 from sae_core.errors import StoreError
 from sae_core.tensors import read_metadata
 from sae_core.train_model import TrainModelConfig, train_model
-from sae_core.train_sae import TrainSaeConfig, train_sae_on_model
+from sae_core.train_sae import train_sae_on_model
+from sae_core.train_settings import TrainSaeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from sae_core.devices import Portions, choose_device
 from sae_core.errors import ModelError, SaeError, StoreError
-from sae_core.sae import SaeConfig, SparseAutoencoder, load_sae
+from sae_core.sae import load_sae
 from sae_core.tensors import read_all_tensors, read_metadata
-from sae_core.topk_loss import TopkLoss
 from sae_core.train_model import TrainModelConfig, train_model
-from sae_core.train_sae import TrainSaeConfig, train_sae_on_model
+from sae_core.train_sae import train_sae_on_model
+from sae_core.train_settings import TrainSaeConfig
 from sae_core.transformer import load_transformer, save_model
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def test_m5_a_token_on_which_the_model_fails_is_named_and_not_learnt_from(
 
 DIVERGING = {
     "model": "--lr 3 --checkpoint-every 1",
-    "sae": f"--lr 1e20 --warm-up-steps {10**13} --checkpoint-every 1",
+    "sae": f"--lr 1e18 --warm-up-steps {10**13} --checkpoint-every 1",
 }
 
 
@@ -188,8 +188,7 @@ def model_config(n_steps: int = 12) -> TrainModelConfig:
 def sae_config(n_steps: int = 12) -> TrainSaeConfig:
     """128 rows of 64 features, half of them silent soon: 8,192 in the widest tensor."""
     return TrainSaeConfig(
-        24, 64, 3, 128 * n_steps, batch_size=128, block_windows=16, precision="float32",
-        dead_after=128, k_aux=4,
+        24, 64, 3, 128 * n_steps, batch_size=128, block_windows=16, dead_after=128, k_aux=4,
     )  # fmt: skip
 
 
@@ -258,26 +257,3 @@ def test_m10_other_errors_are_not_taken_for_memory() -> None:
         portions.fit(fail, 8)
     assert portions.slices(20) == [slice(0, 8), slice(8, 16), slice(16, 20)]
     assert said == []
-
-
-def test_m10_the_gradient_of_portions_is_that_of_the_whole_batch() -> None:
-    generator = torch.Generator().manual_seed(0)
-    sae = SparseAutoencoder(SaeConfig(8, 20, "topk", 3))
-    with torch.no_grad():
-        for weight in sae.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator))
-    x = torch.randn(30, 8, generator=generator)
-    silent = torch.arange(20) * 10
-    loss = TopkLoss(sae, 3, 4, 50, "float32")
-    results, grads = [], []
-    for portions in ([slice(0, 30)], [slice(0, 13), slice(13, 26), slice(26, 30)]):
-        sae.zero_grad()
-        results.append(loss.add_gradients(x, silent, portions))
-        grads.append([weight.grad.clone() for weight in sae.parameters()])
-    assert (results[0].silent > 50).any()  # the auxiliary loss takes part
-    assert results[1].total == pytest.approx(results[0].total, rel=1e-5)
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other))
-    for one, other in zip(*grads, strict=True):
-        assert one.abs().sum() > 0
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

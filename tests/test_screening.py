@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_core import screening, sparsify
+from sae_core import screen_loops, screening, sparsify
 from sae_core.row_loops import NOT_A_NUMBER
 from sae_core.sae import SaeConfig, SparseAutoencoder
 from sae_core.sparsify import Encoder, sparse_acts
@@ -102,7 +102,7 @@ def test_loops_mark_what_is_no_number() -> None:
     counts, ids = np.empty(50, np.int64), np.empty((50, 4), np.uint32)
     values = np.empty((50, 4), np.float32)
     given = rough, screen.W, screen.bias, screen.sizes
-    n_computed = screening.keep_largest_screened(*given, counts, ids, values)
+    n_computed = screen_loops.keep_largest_screened(*given, counts, ids, values)
     assert np.flatnonzero(counts == NOT_A_NUMBER).tolist() == [9]
     assert 4 * 48 <= n_computed < 49 * 60
 
@@ -145,3 +145,20 @@ def test_a_changed_weight_is_seen() -> None:
     assert not np.array_equal(after.values, before.values)
     dense = sae.encode(x).detach().numpy()
     assert np.array_equal(np.flatnonzero(dense[0]), after.indices[: after.indptr[1]])
+
+
+@pytest.mark.parametrize("k", [3, 130, None])
+def test_chunks_that_end_where_room_ends_change_nothing(
+    k: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    n = 2 * screen_loops.CHUNK + 5
+    x, W, bias = torch.randn(n, D_IN), torch.randn(D_IN, 300), torch.randn(300)
+    monkeypatch.setattr(sparsify, "MOST_COMPUTED", 300)
+    found = sparse_acts(x, Encoder.of(W, bias, torch.zeros(300), k))
+    assert k == 3 or len(found.indices) > n * screen_loops.ROOM  # a chunk does not fit
+    monkeypatch.setattr(sparsify, "MOST_COMPUTED", 0)
+    full = sparse_acts(x, Encoder.of(W, bias, torch.zeros(300), k))
+    assert np.array_equal(found.indptr, full.indptr)
+    assert (found.indices == full.indices).mean() > 0.9999
+    np.testing.assert_allclose(found.values, full.values, rtol=1e-3, atol=1e-4)

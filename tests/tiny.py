@@ -91,7 +91,8 @@ def train_words(what: str, folder: Path, out: Path, *, n_steps: int, more: str =
         words += f"{sizes} --validate-every 5".split()
     else:
         words = ["train-sae", folder / "model", folder / "train.bin"]
-        sizes = "--features 32 --active 3 --batch-size 32 --block-windows 8"
+        features = "" if "--features" in more else "--features 32 "
+        sizes = f"{features}--active 3 --batch-size 32 --block-windows 8"
         words += [*sizes.split(), "--activations", 32 * n_steps]
     options = f"--warm-up-steps 5 --checkpoint-every 3 {more}"
     return [str(word) for word in [*words, "-o", out, *options.split()]]
