@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 KEEP_V = 0.999  # Adam's beta 2
 AUX_ROWS = 8  # one row of a batch in so many takes part in the auxiliary loss
-NEWBORN = 0.2  # of the mean encoder norm; Bricken et al. 2023
 LEAST = 1e-12  # what is divided by; only a batch of equal rows has less
 
 
@@ -155,7 +154,7 @@ class Learner:
         alive = torch.ones_like(self.silent, dtype=torch.bool)
         alive[dead] = False
         norms = engine.enc[alive].norm(dim=1)
-        size = NEWBORN * (norms.mean() if len(norms) else torch.ones(()))
+        size = self.objective.newborn * (norms.mean() if len(norms) else torch.ones(()))
         engine.dec[dead], engine.enc[dead], engine.b_enc[dead] = unit, unit * size, 0.0
         for moments in (*engine.m, *engine.v):
             moments[dead] = 0

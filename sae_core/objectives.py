@@ -51,6 +51,7 @@ class Topk:
     """The k largest features of each row fire."""
 
     uses_aid = True
+    newborn = 1.0  # encoder norm of a feature that starts anew, of the mean; less is never in the top k
 
     def __init__(self, config: TrainSaeConfig, device: torch.device) -> None:
         self.config = config
@@ -189,6 +190,7 @@ class L1(Topk):
     """Features fire above 0; the sum of activations is penalised, and the dead are resampled."""
 
     uses_aid = False
+    newborn = 0.2  # Bricken et al. 2023
 
     def start(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Give the first encoder and decoder (d_sae, d_in): Kaiming-uniform, and of unit norm."""
