@@ -51,7 +51,7 @@ class Topk:
     """The k largest features of each row fire."""
 
     uses_aid = True
-    newborn = 1.0  # encoder norm of a feature that starts anew, of the mean; less is never in the top k
+    newborn = 1.0  # encoder norm of a new feature, of the mean; less is never in the top k
 
     def __init__(self, config: TrainSaeConfig, device: torch.device) -> None:
         self.config = config
