@@ -24,6 +24,7 @@ from circuits.truth_rows import rows_of
 from circuits.truth_texts import tables_of, truth_text
 from sae_core.byte_tokenizer import ByteTokenizer
 from sae_core.corpus import plan_documents
+from sae_core.embedded import TOKENIZER_FILE, embedded_model, tokenizer_path
 from sae_core.errors import ModelError, SaeError, StoreError
 from sae_core.files import write_bytes
 from sae_core.schema import TokenTable
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from circuits.trace import By
     from sae_core.corpus import Document
 
-EMBEDDED = "embedded"
 QUESTIONS = ("sql", "successors", "predecessors", "token", "path", "motif")
 
 
@@ -266,9 +266,8 @@ def _token_strs(run: Run) -> list[str]:
 
 def _tokenizer_of(run: Run) -> ByteTokenizer | None:
     """Give the tokenizer of a run's model where its file is here and is the same."""
-    name = run.model_name
-    packaged = Path(__file__).parents[1] / "sae_core" / "demo" / "model"
-    file = (packaged if name == EMBEDDED else Path(name)) / "tokenizer.json"
+    name = embedded_model(run.model_name)
+    file = tokenizer_path(name) if name else Path(run.model_name) / TOKENIZER_FILE
     if not file.is_file():
         return None
     tokenizer = ByteTokenizer(file)

@@ -1,13 +1,13 @@
 """The feature sheet: features drawn by chance, each with its tokens, its text and a phrase.
 
-    python -m figures.features RUN [--n 30] [--seed 0]
+    python -m figures.features RUN [--n 30] [--seed 0] [--name features]
 
 1. Of the features that fire in the run, `n` are drawn with a fixed seed; nobody picks them.
 2. Each is shown with the tokens on which it fires (by share of its activation), the tokens that it
    promotes, and text: the places where it fires most, one a document while there are others, and
    places from low, middle and high in the order of all its activations.
-3. The phrases come from docs/features.toml; those for another dictionary are left out.
-4. docs/features.md is written anew.
+3. The phrases come from docs/NAME.toml; those for another dictionary are left out.
+4. docs/NAME.md is written anew.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sae_core.schema import TokenTable
 
 DOCS = Path(__file__).parents[1] / "docs"
-PHRASES_FILE = "features.toml"
+NAME = "features"
 N_TOKENS = 10
 N_TOP = 4
 QUANTILES = (0.1, 0.35, 0.6, 0.85)  # of the activations > 0; the top is shown beside them
@@ -57,8 +57,8 @@ token that fires in bold. The first {n_top} lines are its strongest firings, one
 others. The others stand at {quantiles} of all its firings in order of strength, so that not only maxima are \
 seen. A space is printed as ␣, a line break as \\\\n.
 
-`python -m figures.features RUN --n {n} --seed {seed}` writes this page; phrases are kept in \
-`docs/features.toml` under `sae_hash = "{sae_hash}"`."""
+`python -m figures.features RUN --n {n} --seed {seed}{option}` writes this page; phrases are kept in \
+`docs/{name}.toml` under `sae_hash = "{sae_hash}"`."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +83,25 @@ class Firings(NamedTuple):
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Write docs/features.md."""
+    """Write docs/NAME.md."""
     parser = argparse.ArgumentParser(prog="python -m figures.features", description=__doc__)
     parser.add_argument("run", type=Path, help="Run directory with kept activations.")
     parser.add_argument("--n", type=int, default=30, help="Features to draw.")
     parser.add_argument("--seed", type=int, default=0, help="Of the draw.")
+    parser.add_argument("--name", default=NAME, help="Files: docs/NAME.md, and phrases NAME.toml.")
     given = parser.parse_args(words)
-    write(given.run, DOCS, n=given.n, seed=given.seed)
+    write(given.run, DOCS, n=given.n, seed=given.seed, name=given.name)
 
 
-def write(run: Path, docs: Path, *, n: int, seed: int) -> None:
-    """Write the sheet of a run as features.md into a folder that may hold features.toml.
+def write(run: Path, docs: Path, *, n: int, seed: int, name: str = NAME) -> None:
+    """Write the sheet of a run as NAME.md into a folder that may hold NAME.toml.
 
     Args:
         run: with kept activations.
         docs: the folder.
         n: features to draw.
         seed: of the draw.
+        name: of both files.
 
     Raises:
         ValueError: n is below 1, or the phrases are not as they should be.
@@ -107,10 +109,10 @@ def write(run: Path, docs: Path, *, n: int, seed: int) -> None:
     """
     opened = open_run(run)
     sae_hash = str(opened.manifest.settings.get("sae_hash", ""))[:HASH_DIGITS]
-    phrases, left_out = read_phrases(docs / PHRASES_FILE, sae_hash)
-    page = sheet(opened, phrases, n=n, seed=seed, left_out=left_out)
-    write_text(docs / "features.md", page)
-    say(f"{docs / 'features.md'}: written.{left_out}")
+    phrases, left_out = read_phrases(docs / f"{name}.toml", sae_hash)
+    page = sheet(opened, phrases, n=n, seed=seed, left_out=left_out, name=name)
+    write_text(docs / f"{name}.md", page)
+    say(f"{docs / name}.md: written.{left_out}")
 
 
 def read_phrases(file: Path, sae_hash: str) -> tuple[dict[int, Phrase], str]:
@@ -163,7 +165,15 @@ def draw(n_fires: NDArray[np.int64], *, n: int, seed: int) -> list[int]:
     return sorted(int(feature) for feature in chosen)
 
 
-def sheet(run: Run, phrases: dict[int, Phrase], *, n: int, seed: int, left_out: str = "") -> str:
+def sheet(
+    run: Run,
+    phrases: dict[int, Phrase],
+    *,
+    n: int,
+    seed: int,
+    left_out: str = "",
+    name: str = NAME,
+) -> str:
     """Give the whole page.
 
     Args:
@@ -172,6 +182,7 @@ def sheet(run: Run, phrases: dict[int, Phrase], *, n: int, seed: int, left_out: 
         n: features to draw.
         seed: of the draw.
         left_out: a sentence for the head.
+        name: of the page.
     """
     tokens = run.tokens()
     vocabulary = run.vocabulary.sort("token_id")["token_bytes"].to_list()
@@ -180,7 +191,7 @@ def sheet(run: Run, phrases: dict[int, Phrase], *, n: int, seed: int, left_out: 
     promoted = _promoted(run)
     n_alive = int((n_fires > 0).sum())
     described = [phrases[feature] for feature in chosen if feature in phrases]
-    head = _head(run, chosen, described, n_alive=n_alive, seed=seed, left_out=left_out)
+    head = _head(run, chosen, described, n_alive=n_alive, seed=seed, left_out=left_out, name=name)
     parts = ["# Features, drawn by chance", head]
     for feature in chosen:
         density = n_fires[feature] / len(tokens.doc_ids)
@@ -250,7 +261,14 @@ def _phrase(file: Path, number: str, one: Any) -> Phrase:
 
 
 def _head(
-    run: Run, chosen: list[int], described: list[Phrase], *, n_alive: int, seed: int, left_out: str
+    run: Run,
+    chosen: list[int],
+    described: list[Phrase],
+    *,
+    n_alive: int,
+    seed: int,
+    left_out: str,
+    name: str,
 ) -> str:
     d_sae = run.manifest.d_sae
     return WORDS.format(
@@ -266,6 +284,8 @@ def _head(
         n_fit=sum(one.fits for one in described),
         left_out=plain(left_out) and f" {plain(left_out)}",
         n_top=N_TOP,
+        name=name,
+        option="" if name == NAME else f" --name {name}",
         quantiles=", ".join(f"{quantile:.0%}" for quantile in reversed(QUANTILES)),
         sae_hash=str(run.manifest.settings.get("sae_hash", ""))[:HASH_DIGITS],
     )

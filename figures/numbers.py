@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from figures.families import families_table
 from figures.tables import markdown, replace_block
 
 ROOT = Path(__file__).parents[1]
@@ -29,11 +30,13 @@ READERS = (
 
 
 def main() -> None:
-    """Write both blocks of the README."""
+    """Write the three blocks of the README."""
     demo = Path(sys.argv[1])
     index = pl.read_parquet(demo / "run" / "automata" / "index.parquet").sort("rank")
     replace_block(README, "automata", automata_table(index))
     tables = (model_table(), quality_table(), truth_table())
+    families = json.loads((ROOT / "docs" / "families.json").read_text("utf-8"))
+    replace_block(README, "families", families_table(families))
     replace_block(README, "numbers", "\n\n".join(tables))
 
 

@@ -8,6 +8,7 @@ on some text is stopped at, with the token named, before any of it is used.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FORWARD_WINDOWS = 32  # windows a forward pass of the model
 MEDIAN_STEPS = 20  # Weiszfeld's iteration has converged to 1e-4 by then
+ROUNDING = 3e-7  # share of the largest value that a mean in float32 may miss
 DOCUMENT_START = 0  # token id of <|endoftext|>; its activations are the same everywhere
 
 
@@ -247,10 +249,18 @@ def unit_scale(x: Tensor) -> float:
         x: (n, d_in).
 
     Returns:
-        A factor > 0; 1 when all rows are equal.
+        A factor > 0; 1 when all rows are equal but for rounding.
     """
-    variance = (x - x.mean(dim=0)).square().sum(dim=1).mean()
-    return float(1 / variance.sqrt()) if float(variance) > 0 else 1.0
+    variance = _variance(x)
+    if not 0 < float(variance) < math.inf:  # all equal, or squares beyond float32
+        variance = _variance(x.double())
+    largest = max(abs(float(bound)) for bound in x.aminmax())
+    is_rounding = float(variance) <= x.shape[1] * (ROUNDING * largest) ** 2
+    return 1.0 if is_rounding else float(1 / variance.sqrt())
+
+
+def _variance(x: Tensor) -> Tensor:
+    return (x - x.mean(dim=0)).square().sum(dim=1).mean()
 
 
 @torch.no_grad()

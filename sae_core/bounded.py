@@ -7,6 +7,7 @@ the same key twice is refused before any of it is used.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 1 << 20  # settings files seen in the wild are below 64 KiB
 MAX_JSON_DEPTH = 64  # and nested at most 8 deep
+STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)  # closed, or to the end
+BRACKET = re.compile(r"[\[\]{}]")
 
 
 def read_json(path: Path, error: type[FeatureCircuitError]) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def read_json(path: Path, error: type[FeatureCircuitError]) -> dict[str, Any]:
             no JSON, no object, or holds a key twice.
     """
     text = _read_bounded(path, error)
-    if _depth(text) > MAX_JSON_DEPTH:
+    if _is_deep(text):
         raise error(
             f"{path} is nested over {MAX_JSON_DEPTH} deep; a settings file was expected; "
             "check that it is the right file"
@@ -51,6 +54,8 @@ def read_json(path: Path, error: type[FeatureCircuitError]) -> dict[str, Any]:
 
 def _read_bounded(path: Path, error: type[FeatureCircuitError]) -> str:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, without end
+            raise error(f"{path} is no regular file; give a folder that holds a settings file")
         with path.open("rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
     except OSError as err:
@@ -68,16 +73,14 @@ def _read_bounded(path: Path, error: type[FeatureCircuitError]) -> str:
         ) from err
 
 
-def _depth(text: str) -> int:
-    """Give an upper bound of the nesting: brackets within strings count too."""
-    depth = deepest = 0
-    for char in text:
-        if char in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in "]}":
-            depth -= 1
-    return deepest
+def _is_deep(text: str) -> bool:
+    """Say whether brackets outside strings are nested too deep to be read."""
+    depth = 0
+    for bracket in BRACKET.finditer(STRING.sub("", text)):
+        depth += 1 if bracket[0] in "[{" else -1
+        if depth > MAX_JSON_DEPTH:
+            return True
+    return False
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

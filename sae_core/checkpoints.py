@@ -4,12 +4,13 @@
 |---|---|---|
 | saelens | cfg.json, sae_weights.safetensors | topk, relu, jumprelu |
 | sparsify | cfg.json, sae.safetensors | topk |
-| dictionary-learning | config.json, ae.pt (a pickle) | topk, relu |
+| dictionary-learning | config.json, ae.pt (a pickle) | topk, relu, jumprelu (read only) |
 | circuit-tracer | config.yaml, layer_0.safetensors | topk, relu, jumprelu |
 | gemma-scope (read only) | params.npz | jumprelu |
 
 Where a format subtracts b_dec from the input and ours did not, or the other way round, the
-difference is folded into b_enc, so that activations and reconstructions stay the same.
+difference is folded into b_enc, so that activations and reconstructions stay the same. Where both
+k and a threshold are there, the format's own rule says which decides, or the file is refused.
 A pickle is read only when asked for, and then tensors only: nothing in it is run.
 """
 
@@ -17,8 +18,8 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ import torch
 from sae_core.bounded import read_json
 from sae_core.errors import SaeError
 from sae_core.files import write_bytes, write_json, write_text
+from sae_core.pickles import read_pickled_tensors, refuse_pickle
 from sae_core.sae import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -36,6 +38,7 @@ from sae_core.sae import (
     load_sae,
     save_sae,
 )
+from sae_core.saelens import with_unit_rows
 from sae_core.tensors import check_finite, read_all_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -47,7 +50,9 @@ FORMATS = ("saelens", "sparsify", "dictionary-learning", "circuit-tracer")
 SPARSIFY_FILE = "sae.safetensors"
 PICKLE_FILE = "ae.pt"
 PICKLE_CONFIG = "config.json"
+DICT_CLASSES = ("AutoEncoder", "AutoEncoderNew", "AutoEncoderTopK", "BatchTopKSAE")
 GEMMA_FILE = "params.npz"
+BAD_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 TRACER_FILE = "layer_0.safetensors"
 TRACER_CONFIG = "config.yaml"
 
@@ -81,6 +86,7 @@ def read_sae(source: str | Path, *, unsafe_import: bool = False) -> SparseAutoen
         sae = _read_dictionary_learning(folder, unsafe_import=unsafe_import)
         sae.name = str(source)
         return sae
+    refuse_pickle(folder)
     raise SaeError(
         f"{folder} holds no SAE of a known format; looked for {', '.join([*readers, PICKLE_FILE])}"
     )
@@ -115,7 +121,9 @@ def _build(
     path: Path, config: SaeConfig, weights: Mapping[str, Tensor], threshold: Tensor | None = None
 ) -> SparseAutoencoder:
     """Make a dictionary of weights in our orientation, checked by name, shape and value."""
-    given = dict(weights) | ({} if threshold is None else {"threshold": threshold})
+    given = {name: weight.to(torch.float32) for name, weight in weights.items()}
+    if threshold is not None:
+        given["threshold"] = threshold.to(torch.float32)
     with torch.device("meta"):
         sae = SparseAutoencoder(config)
     for name, wanted in sae.state_dict().items():
@@ -125,7 +133,7 @@ def _build(
                 "expected; the weights do not belong together"
             )
     check_finite(path, given, SaeError)
-    ready = {name: weight.to(torch.float32).contiguous() for name, weight in given.items()}
+    ready = {name: weight.contiguous() for name, weight in given.items()}
     sae.load_state_dict(ready, assign=True)
     return sae.requires_grad_(requires_grad=False).eval()
 
@@ -231,8 +239,11 @@ def _read_circuit_tracer(folder: Path) -> SparseAutoencoder:
     threshold = tensors.pop("activation_function.threshold", None)
     k = tensors.pop("k", None)
     _refuse_extra(path, tensors)
+    if k is not None and threshold is not None:
+        raise SaeError(f"{path} holds both k and a threshold; only one of them can decide")
     if k is not None:
-        return _build(path, _topk(path, encoder, int(k), subtracts_b_dec=False), weights)
+        config = _topk(path, encoder, _scalar(path, k, "k"), subtracts_b_dec=False)
+        return _build(path, config, weights)
     d_sae, d_in = encoder.shape
     activation = "relu" if threshold is None else "jumprelu"
     config = SaeConfig(d_in, d_sae, activation, apply_b_dec_to_input=False)
@@ -265,7 +276,7 @@ def _read_gemma_scope(folder: Path) -> SparseAutoencoder:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as err:
+    except (OSError, ValueError, TypeError, MemoryError, EOFError, *BAD_ZIP) as err:
         raise SaeError(f"{path} is not a readable npz of arrays ({err})") from err
     tensors = {
         {"w_enc": "W_enc", "w_dec": "W_dec"}.get(name, name): value for name, value in found.items()
@@ -288,50 +299,86 @@ def _read_dictionary_learning(folder: Path, *, unsafe_import: bool) -> SparseAut
             f"{path} is a pickle, which can run programs when read; convert it to safetensors, or "
             "add --unsafe-import to read its tensors only"
         )
-    tensors = _unpickle(path)
-    tensors.pop("threshold", None)  # topk needs none; it is an estimate for batch-topk
+    tensors, kind = read_pickled_tensors(path), _dict_class(folder)
     encoder = _matrix(path, tensors, "encoder.weight")  # (d_sae, d_in)
     weights = {
         "W_enc": encoder.T,
         "b_enc": _take(path, tensors, "encoder.bias"),
         "W_dec": _matrix(path, tensors, "decoder.weight").T,
     }
+    if kind in {"AutoEncoderTopK", "BatchTopKSAE"} or (kind is None and "k" in tensors):
+        return _read_ranked(path, tensors, weights, kind)
     d_sae, d_in = encoder.shape
-    if "k" in tensors:
-        config = _topk(path, encoder, int(tensors.pop("k")))
-        weights["b_dec"] = _take(path, tensors, "b_dec")
-    elif "decoder.bias" in tensors:
-        config = SaeConfig(d_in, d_sae, "relu", apply_b_dec_to_input=False)
-        weights["b_dec"] = tensors.pop("decoder.bias")
-    else:
-        config = SaeConfig(d_in, d_sae, "relu")
-        weights["b_dec"] = _take(path, tensors, "bias")
+    is_new = kind == "AutoEncoderNew" or (kind is None and "decoder.bias" in tensors)
+    weights["b_dec"] = _take(path, tensors, "decoder.bias" if is_new else "bias")
     _refuse_extra(path, tensors)
+    config = SaeConfig(d_in, d_sae, "relu", apply_b_dec_to_input=not is_new)
+    if not is_new and not _has_unit_rows(weights["W_dec"]):  # as its own reader does
+        weights |= with_unit_rows({name: weight.float() for name, weight in weights.items()})
     return _build(path, config, weights)
 
 
-def _unpickle(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # a hostile file can make the reader raise anything
-        raise SaeError(f"{path} is not a pickle of tensors alone ({err}); it was not run") from err
-    if not isinstance(found, dict) or not all(torch.is_tensor(value) for value in found.values()):
-        raise SaeError(f"{path} holds more than named tensors; a state dict was expected")
-    return {str(name): value for name, value in found.items()}
+def _dict_class(folder: Path) -> str | None:
+    """Give the class that config.json names; None without that file."""
+    path = folder / PICKLE_CONFIG
+    if not path.exists():
+        return None
+    trainer = read_json(path, SaeError).get("trainer")
+    found = trainer.get("dict_class") if isinstance(trainer, dict) else None
+    if found not in DICT_CLASSES:
+        known = ", ".join(DICT_CLASSES)
+        raise SaeError(f"{path}: dict_class {found!r} is not known; known are {known}")
+    return str(found)
+
+
+def _read_ranked(
+    path: Path, tensors: dict[str, Tensor], weights: dict[str, Tensor], kind: str | None
+) -> SparseAutoencoder:
+    """Read one that holds both k and a threshold: its class says which of them decides."""
+    weights["b_dec"] = _take(path, tensors, "b_dec")
+    config = _topk(path, weights["W_enc"].T, _scalar(path, _take(path, tensors, "k"), "k"))
+    threshold = _scalar(path, tensors.pop("threshold", torch.tensor(-1.0)), "threshold")
+    _refuse_extra(path, tensors)
+    is_set = threshold >= 0
+    if is_set and kind is None:
+        raise SaeError(
+            f"{path} holds k and a threshold, and {PICKLE_CONFIG} beside it, which says which of "
+            "them decides, is missing; put it there"
+        )
+    if kind != "BatchTopKSAE":
+        return _build(path, config, weights)
+    if not is_set:
+        raise SaeError(f"{path}: threshold is {threshold}, which means not set; train it on")
+    d_sae = config.d_sae
+    jumprelu = SaeConfig(config.d_in, d_sae, "jumprelu")
+    return _build(path, jumprelu, weights, torch.full((d_sae,), threshold))
+
+
+def _scalar(path: Path, tensor: Tensor, name: str) -> float | int:
+    if tensor.numel() != 1:
+        raise SaeError(f"{path}: {name} has shape {tuple(tensor.shape)}, one number was expected")
+    found: float | int = tensor.item()
+    return found
+
+
+def _has_unit_rows(W_dec: Tensor) -> bool:
+    norms = W_dec.norm(dim=1)
+    return torch.allclose(norms, torch.ones_like(norms))
 
 
 def _write_dictionary_learning(sae: SparseAutoencoder, folder: Path) -> None:
     config = sae.config
     if config.activation == "jumprelu":
         raise SaeError(f"dictionary-learning takes topk and relu from us, {sae.name} is jumprelu")
+    # Its reader gives rows of AutoEncoder unit norm, which would change activations
+    is_new = config.k is None and not _has_unit_rows(sae.W_dec)
     state = {
         "encoder.weight": sae.W_enc.T,
-        "encoder.bias": _encoder_bias(sae, subtracts_b_dec=True),
+        "encoder.bias": _encoder_bias(sae, subtracts_b_dec=not is_new),
         "decoder.weight": sae.W_dec.T,
     }
     if config.k is None:
-        state["bias"] = sae.b_dec
+        state["decoder.bias" if is_new else "bias"] = sae.b_dec
     else:
         state |= {
             "b_dec": sae.b_dec,
@@ -339,7 +386,7 @@ def _write_dictionary_learning(sae: SparseAutoencoder, folder: Path) -> None:
             "threshold": torch.tensor(-1.0),
         }
     trainer = {
-        "dict_class": "AutoEncoder" if config.k is None else "AutoEncoderTopK",
+        "dict_class": "AutoEncoderTopK" if config.k else DICT_CLASSES[is_new],
         "activation_dim": config.d_in,
         "dict_size": config.d_sae,
         "k": config.k,

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from sae_core.gather import GatherResult
 
 PRECISION = click.Choice(["float32", "bfloat16"])
+MODEL_HELP = "Model: an embedded one (`embedded` is A, the first), or a folder."
 SAE_HELP = "Dictionary: an embedded one (A/0), `neurons`, or a folder."
 
-model_option = click.option("--model", default="embedded", help="Model: `embedded`, or a folder.")
+model_option = click.option("--model", default="embedded", help=MODEL_HELP)
 sae_option = click.option("--sae", default="A/0", help=SAE_HELP)
 hook_option = click.option("--hook-point", help="Where the dictionary reads  [default: its own]")
 skip_option = click.option(
@@ -105,15 +106,20 @@ def evaluate_command(
 ) -> None:
     r"""Measure dictionaries on TEXT: sparsity, error, and how much of the model's loss they keep.
 
+    Intervals are of 95 %, over documents drawn with replacement.
+
     \b
     Example:
       circuits evaluate page.html --sae A/0
+      circuits evaluate pages/ --sae A/0 --sae neurons
     """
     from sae_core.evaluate import evaluate_texts
+    from sae_core.evaluate_result import measure_rows
 
-    rows = [evaluate_texts(texts, sae=sae, **options).to_dict() for sae in saes]
-    columns = [name for name in rows[0] if name != "density_histogram"]
-    console.emit(rows, as_json=as_json, columns=columns)
+    with console.progress_line("tokens") as progress:
+        found = evaluate_texts(texts, saes=list(dict.fromkeys(saes)), progress=progress, **options)
+    rows = [result.to_dict() for result in found] if as_json else measure_rows(found)
+    console.emit(rows, as_json=as_json)
 
 
 @click.command("train-model")
@@ -210,6 +216,9 @@ def train_model_command(
     multiple=True,
     help="Features active on a token; one, or one for each --features.",
 )
+@click.option(
+    "--keep", "n_kept", type=click.IntRange(1), help="Keep so many features, those that fire most."
+)
 @click.option("--l1", "l1_coefficient", type=float, help="Of l1: cost of an activation of 1.")
 @click.option("--l0", "l0_coefficient", type=float, help="Of jumprelu: cost of a feature more.")
 @click.option(
@@ -233,7 +242,7 @@ def train_model_command(
 @click.option(
     "--dead-after",
     type=click.IntRange(1),
-    default=1_000_000,
+    default=500_000,
     help="Activations without firing after which a feature is dead.",
 )
 @click.option(
@@ -267,7 +276,9 @@ def train_sae_command(
 
     \b
     Example:
-      circuits train-sae model train.bin -o sae --features 4096 --active 12 --activations 100000000
+      circuits train-sae model train.bin -o sae --features 4096 --active 8 --activations 100000000
+      circuits train-sae model train.bin -o sae --features 5120 --keep 4096 --active 8 \
+          --activations 30000000
       circuits train-sae model train.bin -o saes --features 512 --features 4096 --active 4 \
           --active 12 --activations 100000000
       circuits train-sae model train.bin -o sae --variant l1 --l1 0.1 --features 4096 \

@@ -4,13 +4,16 @@
 2. `Portions` sends all rows of a batch through at once. When memory runs out it halves them and
    tries again, down to one row; what the rows add up to stays the same up to rounding.
 3. `memory_said` turns what cannot be halved away into one sentence.
+4. A child that is forked computes with one thread.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from sae_core.errors import FeatureCircuitError
 
 DEVICES = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
+NO_MEMORY = re.compile(  # what torch says; Python, of a thread's stack; oneDNN, of a product's room
+    "DefaultCPUAllocator|can't start new thread|^could not create a primitive$"
+)
 ADVICE = "take a smaller model, free some of that memory, or run on another device"
 
 Made = TypeVar("Made")
@@ -122,8 +128,13 @@ class Portions:
 
 def is_out_of_memory(err: BaseException) -> bool:
     """Say whether an error means that a GPU or this machine has no memory left to give."""
-    is_torch = isinstance(err, RuntimeError) and "DefaultCPUAllocator" in str(err)
+    is_torch = isinstance(err, RuntimeError) and NO_MEMORY.search(str(err)) is not None
     return is_torch or isinstance(err, torch.OutOfMemoryError | MemoryError)
+
+
+# The threads of OpenMP do not live on in a child that is forked; torch would wait for them forever
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Language models as the package sees them: bytes to tokens, to a hook point, to logits.
 
 `LanguageModel` is the protocol; `OneLayerModel` is a `Transformer` in a folder with its tokenizer.
-The embedded default needs no name, no network and no GPU.
+The embedded default needs no name, no network and no GPU; others that the package ships have one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
+from sae_core import embedded
 from sae_core.byte_tokenizer import ByteTokenizer
 from sae_core.errors import ModelError, SaeError
 from sae_core.schema import HookPoint
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from sae_core.window_stream import Encoding
 
-EMBEDDED = Path(__file__).parent / "demo" / "model"
-EMBEDDED_NAME = "embedded"
 START_TOKEN = 0  # <|endoftext|>, put before every document in training
 
 
@@ -108,16 +107,28 @@ class Dictionary(Protocol):
     def hook_point(self) -> str:
         """Where it was trained to read."""
 
+    @property
+    def model_hash(self) -> str:
+        """`weights_hash` of the model it was trained on; empty when not known."""
+
 
 class OneLayerModel:
     """A transformer and its tokenizer, read from one folder."""
 
-    def __init__(self, folder: Path, *, name: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        tokenizer: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
         """Read a folder with config.json, model.safetensors and tokenizer.json.
 
         Args:
             folder: as written by `train_model`.
             name: how messages and manifests call it; the folder when None.
+            tokenizer: a tokenizer.json elsewhere; None takes the folder's.
             device: `cpu` or a CUDA device.
 
         Raises:
@@ -127,7 +138,7 @@ class OneLayerModel:
         self.name = name or str(folder)
         self.module: Transformer = load_transformer(folder).to(_device(device))
         self.module.requires_grad_(requires_grad=False)
-        self.tokenizer = ByteTokenizer(folder / TOKENIZER_FILE)
+        self.tokenizer = ByteTokenizer(tokenizer or folder / TOKENIZER_FILE)
         config = self.module.config
         self.d_model, self.d_vocab = config.d_model, config.d_vocab
         self.n_ctx, self.n_layers = config.n_ctx, config.n_layers
@@ -138,7 +149,7 @@ class OneLayerModel:
         self.tokenizer_hash = self.tokenizer.sha256
         if len(self.vocabulary) != self.d_vocab:
             raise ModelError(
-                f"{folder / TOKENIZER_FILE} has {len(self.vocabulary)} tokens, the logits of "
+                f"{self.tokenizer.path} has {len(self.vocabulary)} tokens, the logits of "
                 f"{folder / WEIGHTS_FILE} have {self.d_vocab}; put the model's own tokenizer there"
             )
 
@@ -206,36 +217,39 @@ class OneLayerModel:
 
 
 def load_model(name_or_dir: str | Path | None = None, *, device: str = "cpu") -> OneLayerModel:
-    """Read a model: the embedded default, or one from a folder. Nothing is downloaded.
+    """Read a model: one that the package ships, or one from a folder. Nothing is downloaded.
 
     Args:
-        name_or_dir: a folder; None or `embedded` for the default that the package ships.
+        name_or_dir: a folder, or the name of an embedded model: `A`, `B`; None and `embedded` are
+            the default, `A`. A Path is a folder.
         device: `cpu` or a CUDA device.
 
     Returns:
         The model.
 
     Raises:
-        ModelError: there is no such model here, or its files or the device are not usable.
+        ModelError: there is no such model here, a name could also mean a folder, or the model's
+            files or the device are not usable.
     """
-    if name_or_dir is None or str(name_or_dir) == EMBEDDED_NAME:
-        return OneLayerModel(EMBEDDED, name=EMBEDDED_NAME, device=device)
-    folder = Path(name_or_dir)
+    name = None if isinstance(name_or_dir, Path) else embedded.embedded_model(name_or_dir)
+    if name is not None:
+        return _load_embedded(name, str(name_or_dir), device)
+    folder, known = Path(str(name_or_dir)), embedded.embedded_models()
     if not (folder / CONFIG_FILE).is_file():
         raise ModelError(
             f"there is no model {str(name_or_dir)!r}: {folder.absolute() / CONFIG_FILE} is not a "
-            "file, and nothing "
-            f"is downloaded; give a folder with {CONFIG_FILE}, {WEIGHTS_FILE} and "
-            f"{TOKENIZER_FILE}, or leave the "
-            "option out for the embedded model"
+            f"file, it is not an embedded one ({', '.join(known)}), and nothing is downloaded; give "
+            f"a folder with {CONFIG_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE}, or the name of an "
+            "embedded model"
         )
-    return OneLayerModel(folder, device=device)
+    shown = f"./{folder}" if str(folder) in known else str(folder)
+    return OneLayerModel(folder, name=shown, device=device)
 
 
 def check_fits(
     model: LanguageModel, sae: Dictionary, hook_point: str | HookPoint | None = None
 ) -> HookPoint:
-    """Refuse a dictionary whose width is not that of the place it shall read.
+    """Refuse a dictionary of another model, or of another width than the place it shall read.
 
     Args:
         model: the language model.
@@ -247,7 +261,7 @@ def check_fits(
 
     Raises:
         ModelError: the model has no such hook point.
-        SaeError: the widths differ.
+        SaeError: the widths differ, or the dictionary names another model by its hash.
     """
     wanted = str(hook_point or sae.hook_point)
     width = model.width(wanted)
@@ -255,6 +269,14 @@ def check_fits(
         raise SaeError(
             f"SAE {sae.name} reads {sae.d_in} numbers, {wanted} of model {model.name} has {width}; "
             "choose an SAE that was trained on this model"
+        )
+    if sae.model_hash not in {"", model.weights_hash}:
+        own = embedded.model_of_sae(sae.name)
+        is_given = own == embedded.embedded_model(model.name)
+        raise SaeError(
+            f"SAE {sae.name} was trained on another model than {model.name}: on one of hash "
+            f"{sae.model_hash[:12]}, not {model.weights_hash[:12]}; give --model "
+            f"{own if own and not is_given else 'with the folder of that one'}"
         )
     return next(known for known in model.hook_points if str(known) == wanted)
 
@@ -266,6 +288,21 @@ def hash_weights(module: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
         digest.update(weight.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _load_embedded(name: str, given: str, device: str) -> OneLayerModel:
+    """Read a model of the package, unless the name that was given is also a folder's."""
+    if given == name and (Path(name) / CONFIG_FILE).is_file():
+        raise ModelError(
+            f"{name!r} is the name of an embedded model and a folder with a model at "
+            f"{Path(name).absolute()}; write ./{name} for the folder, or call from elsewhere"
+        )
+    return OneLayerModel(
+        embedded.model_folder(name),
+        name=embedded.DEFAULT_ALIAS if name == embedded.DEFAULT else name,
+        tokenizer=embedded.tokenizer_path(name),
+        device=device,
+    )
 
 
 def _device(name: str) -> torch.device:

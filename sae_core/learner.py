@@ -190,24 +190,26 @@ class Learner:
         """Let silent features reconstruct what the others miss of some rows.
 
         Its loss is the share of the batch's error that they miss, as the main one is the share of
-        its variance; so it weighs 1 / fvu times as much beside squared errors.
+        its variance; so it weighs 1 / fvu times as much beside squared errors. Those that come
+        nearest to firing take part, half of them at most, with values below 0 too: most silent
+        features never rise above 0, and would learn nothing.
         """
         idle = (self.silent > self.config.dead_after).nonzero()[:, 0]
         if len(idle) == 0 or fvu <= LEAST:
             return None
         n = max(1, len(x) // AUX_ROWS)
         engine, missing = self.engine, -missed.miss[-1, :n]
-        hidden = torch.relu(x[:n] @ engine.enc[idle].T + engine.b_enc[idle])
-        values, at = hidden.topk(min(self.config.k_aux, len(idle)), dim=1, sorted=False)
+        hidden = x[:n] @ engine.enc[idle].T + engine.b_enc[idle]
+        values, at = hidden.topk(min(self.config.k_aux, (len(idle) + 1) // 2), dim=1, sorted=False)
         dec = engine.dec[idle]
         miss = torch.zeros_like(hidden).scatter_(1, at, values) @ dec - missing
         miss *= self.config.aux_coefficient / fvu * len(x) / n
         at, order = at.sort(dim=1)
         values, slopes = values.gather(1, order), (miss @ dec.T).gather(1, at)
-        keep = values > 0
-        indptr = functional.pad(keep.sum(dim=1).cumsum(0), (1, 0))
-        active = Active(indptr, idle[at[keep]].int(), values[keep])
-        return Aid(active, miss, slopes[keep])
+        indptr = torch.arange(n + 1, device=x.device) * at.shape[1]
+        return Aid(
+            Active(indptr, idle[at].flatten().int(), values.flatten()), miss, slopes.flatten()
+        )
 
     def _move_b_dec(self, active: Active, missed: Missed, rates: Rates) -> None:
         by_feature = torch.zeros_like(self.engine.b_enc).index_add_(0, active.ids, missed.slopes)

@@ -14,32 +14,38 @@ Source: Bricken et al. 2023 (relu); Gao et al. 2024 (topk); Rajamanoharan et al.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
+from sae_core import embedded
 from sae_core.bounded import read_json
+from sae_core.devices import Portions
 from sae_core.errors import SaeError
 from sae_core.files import write_json
 from sae_core.language_model import hash_weights
+from sae_core.pickles import refuse_pickle
+from sae_core.saelens import ARCHITECTURES, architecture_of, flag_of, size_of, with_unit_rows
+from sae_core.schema import SparseActs
 from sae_core.sparsify import Encoder, sparse_acts, to_sparse, top_k_mask
-from sae_core.tensors import read_tensors, write_tensors
+from sae_core.tensors import check_finite, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_core.language_model import LanguageModel
-    from sae_core.schema import HookPoint, SparseActs
+    from sae_core.schema import HookPoint
 
 ACTIVATIONS = ("topk", "relu", "jumprelu", "identity")
 NEURONS = "neurons"
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
-EMBEDDED = Path(__file__).parent / "demo" / "sae"
-_ARCHITECTURES = {"topk": "topk", "standard": "relu", "jumprelu": "jumprelu"}
+TRAINING_FILE = "training.json"  # all settings of its training, where those are known
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,8 @@ class SaeConfig:
             raise ValueError(f"activation must be one of {known}, got {self.activation!r}")
         if (self.activation == "topk") != (self.k is not None):
             raise ValueError(f"k belongs to topk; got k {self.k} with {self.activation}")
-        if self.k is not None and not 1 <= self.k <= self.d_sae:
-            raise ValueError(f"k must be in 1..d_sae = {self.d_sae}, got {self.k}")
+        if self.k is not None and (type(self.k) is not int or not 1 <= self.k <= self.d_sae):
+            raise ValueError(f"k must be in 1..d_sae = {self.d_sae}, got {self.k!r}")
         if self.activation == "identity" and self.d_in != self.d_sae:
             raise ValueError(f"identity needs d_in = d_sae, got {self.d_in} and {self.d_sae}")
 
@@ -100,6 +106,7 @@ class SparseAutoencoder(nn.Module):
         self.config = config
         self.name = config.activation
         self._prepared: tuple[list[tuple[int, int]], Encoder] | None = None
+        self._portions = Portions(None, "token", torch.device("cpu"), _silent, SaeError)
         self.W_enc = nn.Parameter(torch.zeros(config.d_in, config.d_sae))
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
@@ -136,6 +143,11 @@ class SparseAutoencoder(nn.Module):
     def hook_point(self) -> str:
         """Where in the model it reads."""
         return self.config.hook_point
+
+    @property
+    def model_hash(self) -> str:
+        """`weights_hash` of the model it was trained on; empty when not known."""
+        return self.config.model_hash
 
     @property
     def weights_hash(self) -> str:
@@ -177,14 +189,25 @@ class SparseAutoencoder(nn.Module):
 
         Returns:
             CSR rows, one a token, feature ids ascending, activations > 0.
+
+        Raises:
+            SaeError: memory is too small for a single token; with more, fewer go through at once.
         """
-        config = self.config
+        portions = self._portions
+        portions.device = x.device
         with torch.no_grad():
-            is_plain = config.activation != "identity" and not config.rescale_by_decoder_norm
-            if not is_plain or x.device.type != "cpu":
-                return to_sparse(self.encode(x))
-            centred = x - self.b_dec if config.apply_b_dec_to_input else x
-            return sparse_acts(centred, self._encoder())
+            parts = portions.fit(
+                lambda: [self._encode_sparse(x[rows]) for rows in portions.slices(len(x))], len(x)
+            )
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _encode_sparse(self, x: Tensor) -> SparseActs:
+        config = self.config
+        is_plain = config.activation != "identity" and not config.rescale_by_decoder_norm
+        if not is_plain or x.device.type != "cpu":
+            return to_sparse(self.encode(x))
+        centred = x - self.b_dec if config.apply_b_dec_to_input else x
+        return sparse_acts(centred, self._encoder())
 
     def _encoder(self) -> Encoder:
         """Prepare the encoder, once for as long as no weight is changed."""
@@ -205,6 +228,28 @@ class SparseAutoencoder(nn.Module):
             return acts
         return acts @ self.W_dec + self.b_dec
 
+    def decode_sparse(self, acts: SparseActs) -> Tensor:
+        """Give the reconstruction of sparse rows, as `decode` does of dense ones.
+
+        Args:
+            acts: CSR rows, one a token.
+
+        Returns:
+            (n_tokens, d_in).
+        """
+        given = (acts.indices.astype(np.int64), acts.indptr[:-1], acts.values)
+        ids, starts, values = (torch.from_numpy(part).to(self.W_dec.device) for part in given)
+        if self.config.activation == "identity":
+            rows = torch.from_numpy(np.repeat(np.arange(len(starts)), np.diff(acts.indptr)))
+            x_hat = values.new_zeros(len(starts), self.config.d_in)
+            x_hat[rows.to(ids.device), ids] = values
+            return x_hat
+        with torch.no_grad():
+            summed = functional.embedding_bag(
+                ids, self.W_dec, starts, mode="sum", per_sample_weights=values
+            )
+            return summed + self.b_dec
+
     def forward(self, x: Tensor) -> Tensor:
         """Encode and decode: (..., d_in) in and out."""
         return self.decode(self.encode(x))
@@ -217,6 +262,9 @@ def save_sae(sae: SparseAutoencoder, folder: Path, *, dtype: torch.dtype = torch
         sae: what to save; `identity` is written as the `standard` dictionary that it equals.
         folder: made when it is not there.
         dtype: float32, or float16 for half the size; read back as float32 either way.
+
+    Raises:
+        SaeError: a weight is not finite, or too large for that type; nothing is written.
     """
     config = sae.config
     architecture = {"relu": "standard", "identity": "standard"}
@@ -237,7 +285,9 @@ def save_sae(sae: SparseAutoencoder, folder: Path, *, dtype: torch.dtype = torch
     }
     if config.k is not None:
         fields |= {"k": config.k, "rescale_acts_by_decoder_norm": config.rescale_by_decoder_norm}
-    write_tensors(folder / WEIGHTS_FILE, sae.state_dict(), dtype=dtype)
+    weights = {name: weight.to(dtype) for name, weight in sae.state_dict().items()}
+    check_finite(folder / WEIGHTS_FILE, weights, SaeError)  # float16 ends at 65,504
+    write_tensors(folder / WEIGHTS_FILE, weights)
     write_json(folder / CONFIG_FILE, fields)
 
 
@@ -274,6 +324,9 @@ def load_sae(
         sae = SparseAutoencoder(config)
     shapes = {name: tuple(weight.shape) for name, weight in sae.state_dict().items()}
     tensors = read_tensors(folder / WEIGHTS_FILE, shapes, SaeError)
+    if config.rescale_by_decoder_norm:  # SAELens ranks and gives acts in units of the length added
+        sae.config = replace(config, rescale_by_decoder_norm=False)
+        tensors |= with_unit_rows(tensors)
     sae.load_state_dict(tensors, assign=True)
     sae.name = str(name_or_dir)
     return sae.requires_grad_(requires_grad=False).eval()
@@ -281,16 +334,31 @@ def load_sae(
 
 def embedded_saes() -> list[str]:
     """List the names of the dictionaries that the package ships, e.g. `A/0`."""
-    return sorted(path.parent.name.replace("-", "/") for path in EMBEDDED.glob(f"*/{CONFIG_FILE}"))
+    return embedded.sae_names(CONFIG_FILE)
+
+
+def _silent(_line: str) -> None:
+    """Say nothing: fewer tokens at once change no result but its last bits."""
+
+
+def _joined(parts: list[SparseActs]) -> SparseActs:
+    """Put rows after each other."""
+    counts = [np.empty(0, np.int64), *(np.diff(part.indptr) for part in parts)]
+    ids = [np.empty(0, np.uint32), *(part.indices for part in parts)]
+    values = [np.empty(0, np.float32), *(part.values for part in parts)]
+    indptr = np.concatenate([[0], np.concatenate(counts).cumsum()])
+    return SparseActs(indptr, np.concatenate(ids), np.concatenate(values))
 
 
 def _find(name_or_dir: str | Path) -> Path:
     name = str(name_or_dir)
     if name in embedded_saes():
-        return EMBEDDED / name.replace("/", "-")
+        return embedded.sae_folder(name)
     folder = Path(name_or_dir)
     if (folder / CONFIG_FILE).is_file():
         return folder
+    if not (folder / WEIGHTS_FILE).exists():
+        refuse_pickle(folder)
     raise SaeError(
         f"there is no SAE {name!r}: it is not an embedded one "
         f"({', '.join([*embedded_saes(), NEURONS])}), and "
@@ -300,8 +368,7 @@ def _find(name_or_dir: str | Path) -> Path:
 
 def _read_config(path: Path) -> SaeConfig:
     fields = read_json(path, SaeError)
-    _refuse_unknown(path, fields)
-    architecture = _architecture(fields)
+    architecture = architecture_of(path, fields)
     arguments = fields.get("activation_fn_kwargs") or {}  # flat files, before SAELens 6.0
     k = fields.get("k", arguments.get("k") if isinstance(arguments, dict) else None)
     metadata = fields.get("metadata")
@@ -309,41 +376,15 @@ def _read_config(path: Path) -> SaeConfig:
     hook_point = known.get("hook_name") or fields.get("hook_name") or fields.get("hook_point")
     try:
         return SaeConfig(
-            d_in=_size(fields, "d_in"),
-            d_sae=_size(fields, "d_sae"),
-            activation=_ARCHITECTURES[architecture],
+            d_in=size_of(fields, "d_in"),
+            d_sae=size_of(fields, "d_sae"),
+            activation=ARCHITECTURES[architecture],
             k=k if architecture == "topk" else None,
-            apply_b_dec_to_input=bool(fields.get("apply_b_dec_to_input", True)),
-            rescale_by_decoder_norm=bool(fields.get("rescale_acts_by_decoder_norm", False)),
+            apply_b_dec_to_input=flag_of(fields, "apply_b_dec_to_input", default=True),
+            rescale_by_decoder_norm=flag_of(fields, "rescale_acts_by_decoder_norm", default=False),
             hook_point=str(hook_point or SaeConfig.hook_point),
-            model_hash=str(known.get("model_hash", "")),
+            model_hash=str(known.get("model_hash") or ""),
             seed=known.get("seed"),
         )
     except (TypeError, ValueError) as err:
         raise SaeError(f"{path}: {err}") from err
-
-
-def _architecture(fields: dict[str, Any]) -> str:
-    found = str(fields.get("architecture", "standard"))
-    is_topk = found == "standard" and fields.get("activation_fn_str") == "topk"
-    return "topk" if is_topk else found
-
-
-def _refuse_unknown(path: Path, fields: dict[str, Any]) -> None:
-    architecture = _architecture(fields)
-    if architecture not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise SaeError(f"{path}: architecture {architecture!r} is not known; known are {known}")
-    for name in ("normalize_activations", "reshape_activations"):
-        if fields.get(name, "none") not in ("none", False, "expected_average_only_in"):
-            raise SaeError(
-                f"{path}: {name} is {fields[name]!r}; only 'none' can be applied; fold it into "
-                "the weights first"
-            )
-
-
-def _size(fields: dict[str, Any], name: str) -> int:
-    value = fields.get(name)
-    if type(value) is not int or not 1 <= value < 1 << 24:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-    return value

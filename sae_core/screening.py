@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_FEATURES = 2048  # with fewer, the full product is as fast
+BFLOAT16_INSTRUCTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 MOST_COMPUTED = 256  # features computed a token; with more, the full product is faster
 
 
@@ -93,5 +94,5 @@ def multiply(x: Tensor, screen: Screen, out: Tensor) -> Rough:
 
 def has_bfloat16_products() -> bool:
     """Say whether this processor multiplies matrices of bfloat16 faster than those of float32."""
-    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(known and known())
+    known = (getattr(torch.cpu, name, None) for name in BFLOAT16_INSTRUCTIONS)
+    return any(is_supported() for is_supported in known if is_supported)

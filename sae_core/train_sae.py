@@ -21,14 +21,18 @@ import torch
 
 from sae_core.activations import ActivationSource, ModelSource, checked, source_of
 from sae_core.devices import choose_device, memory_said
-from sae_core.errors import SaeError
-from sae_core.files import sha256_of
+from sae_core.errors import ModelError, SaeError
+from sae_core.files import sha256_of, write_json
 from sae_core.language_model import hash_weights
 from sae_core.learner import BatchLoss, Learner
-from sae_core.sae import SparseAutoencoder, save_sae
+from sae_core.memory import refuse_less
+from sae_core.prune import keep_most_used
+from sae_core.sae import TRAINING_FILE, SparseAutoencoder, save_sae
+from sae_core.schema import HookPoint
 from sae_core.sparse_engine import threads
 from sae_core.tensors import n_bytes
 from sae_core.token_file import read_token_ids
+from sae_core.train_memory import N_COPIES, block_bytes, rows_at_once
 from sae_core.training import (
     Progress,
     load_checkpoint,
@@ -50,7 +54,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_core.train_settings import TrainSaeConfig
+    from sae_core.transformer import Transformer
 
+N_JUDGED = 4_000_000  # activations after the last step, on which features are seen to fire or not
 SHARED = ("d_in", "n_activations", "batch_size", "block_windows", "hook_point", "seed")
 
 
@@ -90,10 +96,12 @@ def train_sae(
     """
     place = choose_device(device)
     source = source_of(activations, batch_size=config.batch_size, seed=config.seed)
+    say = progress or (lambda _: None)
+    n_rows = rows_at_once([config], 0, place, say)
     with memory_said(place, SaeError):
-        trainer = _Trainer(source, config, None, {}, device=place, say=progress or (lambda _: None))
+        trainer = _Trainer(source, config, None, {}, device=place, say=say, n_rows=n_rows)
         _train(source, [trainer], place)
-    return TrainingResult(trainer.learner.finished(""), trainer.metrics)
+    return TrainingResult(trainer.finished(""), trainer.metrics)
 
 
 def train_sae_on_model(
@@ -110,8 +118,8 @@ def train_sae_on_model(
     Args:
         model_dir: a folder written by `train_model`.
         train_bin: uint16 token ids; documents start with id 0.
-        out_dir: gets checkpoint.safetensors and metrics.jsonl, and at the end cfg.json and
-            sae_weights.safetensors.
+        out_dir: gets checkpoint.safetensors and metrics.jsonl, and at the end training.json (all
+            settings that decide the weights), cfg.json and sae_weights.safetensors.
         config: all settings.
         device: `cpu`, `cuda` or `cuda:N`.
         progress: is told one line now and then; None writes to stderr.
@@ -165,6 +173,10 @@ def train_saes_on_model(
             f"d_in is {config.d_in}, but {config.hook_point} of {model_dir} is "
             f"{model.config.d_mlp} wide"
         )
+    layer = _layer(config.hook_point, model, model_dir)
+    token_ids = read_token_ids(train_bin, n_ctx=model.config.n_ctx, d_vocab=model.config.d_vocab)
+    n_block = block_bytes(config, n_tokens=len(token_ids), n_ctx=model.config.n_ctx)
+    n_rows = rows_at_once(configs.values(), n_block, place, say)
     origin = {
         "model_sha256": sha256_of(model_dir / WEIGHTS_FILE),
         "train_sha256": sha256_of(train_bin),
@@ -175,8 +187,8 @@ def train_saes_on_model(
         held.enter_context(memory_said(place, SaeError))
         source = ModelSource(
             model.to(place),
-            read_token_ids(train_bin, n_ctx=model.config.n_ctx, d_vocab=model.config.d_vocab),
-            layer=int(config.hook_point.split(".")[1]),
+            token_ids,
+            layer=layer,
             batch_size=config.batch_size,
             block_windows=config.block_windows,
             seed=config.seed,
@@ -184,7 +196,7 @@ def train_saes_on_model(
             progress=say,
         )
         trainers = [
-            _Trainer(source, one, out_dir, origin, device=place, say=say)
+            _Trainer(source, one, out_dir, origin, device=place, say=say, n_rows=n_rows)
             for out_dir, one in configs.items()
         ]
         for trainer in trainers:
@@ -205,17 +217,20 @@ class _Trainer:
         *,
         device: torch.device,
         say: Callable[[str], None],
+        n_rows: int | None,
     ) -> None:
         self.source = source
         self.config = config
         self.device = device
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.settings = {**asdict(config), **origin}
-        for name in ("checkpoint_every", "record_every"):
-            self.settings.pop(name)  # they decide no weight
+        for name in ("checkpoint_every", "record_every", "n_kept"):
+            self.settings.pop(name)  # they decide no weight of a checkpoint
         self.say = say
         some = [batch_of(source, step, config, device) for step in range(_n_first(config))]
         self.learner = Learner(config, torch.cat(some), device, say)
+        if n_rows is not None:
+            self.learner.engine.portions.size = n_rows
         self.step = self.kept_step = 0  # done, and done when the checkpoint was written
         self.metrics: list[dict[str, float]] = []
         self._sums = torch.zeros(2, device=device)  # fvu and l0, since the last row of the curve
@@ -233,8 +248,8 @@ class _Trainer:
     def take(self, batch: Tensor) -> None:
         """Learn from the batch of the next step; a row of metrics and a checkpoint now and then."""
         config, started = self.config, time.monotonic()
-        if self.step in config.resample_at:
-            self._resample()
+        if self.step in config.resample_at and self.step > self.kept_step:
+            self._resample()  # a checkpoint of this very step was written after that
         rate = trapezoid(
             self.step,
             n_steps=config.n_steps,
@@ -254,11 +269,27 @@ class _Trainer:
         if is_last:
             self._look(batch)  # refuses last weights that are bad
 
+    def finished(self, model_hash: str) -> SparseAutoencoder:
+        """Give the dictionary, without the features that are not to be kept."""
+        sae, config = self.learner.finished(model_hash), self.config
+        if config.n_kept is None:
+            return sae
+        n_steps = min(-(-N_JUDGED // config.batch_size), config.n_steps)
+        self.say(f"keeping the {config.n_kept:,} features of {config.d_sae:,} that fire most")
+        later = (
+            batch_of(self.source, step, config, self.device)
+            for step in range(config.n_steps, config.n_steps + n_steps)
+        )
+        return keep_most_used(sae.to(self.device), later, config.n_kept)
+
     def save(self, model_hash: str) -> TrainingResult:
         """Write the finished dictionary."""
         assert self.out_dir is not None
-        sae = self.learner.finished(model_hash)
+        sae = self.finished(model_hash)
+        refuse_less(N_COPIES * n_bytes(sae.state_dict()))
         with stop_said(self.out_dir, self.say), space_said(self.out_dir, n_bytes(sae.state_dict())):
+            kept = {"n_kept": self.config.n_kept}
+            write_json(self.out_dir / TRAINING_FILE, self.settings | kept)
             save_sae(sae, self.out_dir)
         return TrainingResult(sae, self.metrics)
 
@@ -271,6 +302,7 @@ class _Trainer:
         is_due = self.step % config.checkpoint_every == 0 or self.step == config.n_steps
         if self.out_dir is not None and is_due and self.step > self.kept_step:
             done = Progress(self.step, self.metrics, self.learner.state())
+            refuse_less(N_COPIES * n_bytes(done.tensors))
             save_checkpoint(self.out_dir, done, self.settings, SaeError)
             self.kept_step = self.step
         return loss
@@ -305,6 +337,16 @@ def batch_of(
 ) -> Tensor:
     """Give a batch to come as a float32 tensor on a device; see `activations.checked`."""
     return checked(source.peek(step), step, d_in=config.d_in, device=device)
+
+
+def _layer(hook_point: str, model: Transformer, model_dir: Path) -> int:
+    """Give the layer of a hook point of the model."""
+    known = [str(HookPoint(layer)) for layer in range(model.config.n_layers)]
+    if hook_point not in known:
+        raise ModelError(
+            f"model {model_dir} has no hook point {hook_point}; it has {', '.join(known)}"
+        )
+    return known.index(hook_point)
 
 
 def _n_first(config: TrainSaeConfig) -> int:

@@ -92,11 +92,25 @@ def test_evaluate_prints_the_fixed_fields(parts: Path) -> None:
         )
     )
     assert list(rows[0]) == [
-        "sae", "n_tokens", "l0", "fvu", "loss_clean", "loss_sae", "loss_zero", "loss_recovered",
-        "n_dead", "n_ultralow", "dead_share", "norm_ratio", "decoder_cosine", "density_histogram",
+        "sae", "n_features", "n_documents", "n_tokens", "l0", "l0_low", "l0_high", "fvu", "fvu_low",
+        "fvu_high", "loss_clean", "loss_sae", "loss_zero", "loss_recovered", "loss_recovered_low",
+        "loss_recovered_high", "n_dead", "n_ultralow", "dead_share", "norm_ratio",
+        "reconstruction_bias", "decoder_cosine", "density_histogram",
     ]  # fmt: skip
     assert rows[1]["sae"] == "neurons"
     assert rows[1]["fvu"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_evaluate_prints_a_column_a_dictionary_for_reading(parts: Path) -> None:
+    given = ["--model", parts / "model", "--sae", parts / "sae", "--sae", "neurons"]
+    result = shell.invoke("evaluate", parts / "texts", *given, *given[2:4])
+    assert result.exit_code == 0, result.stderr
+    head, *lines = result.stdout.splitlines()
+    assert head.split() == [str(parts / "sae"), "neurons"]
+    assert lines[0].endswith("tokens of 6 documents")
+    (recovered,) = (line for line in lines if line.startswith("loss recovered"))
+    assert recovered.endswith("  1 (1 to 1)")
+    assert [line for line in lines if line.startswith("dead: never fired in ")]
 
 
 def test_merge_gives_the_same_bytes_in_any_order(parts: Path) -> None:

@@ -10,14 +10,13 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
+import harsh
 import pytest
 import shell
 import tiny
-import torch
 
 from sae_core.errors import StoreError
 from sae_core.tensors import read_metadata
@@ -26,6 +25,7 @@ from sae_core.train_sae import train_sae_on_model
 from sae_core.train_settings import TrainSaeConfig
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -47,7 +47,7 @@ BETWEEN = {  # what is written after step 9, in order
 }
 FINAL = {  # what is written after the last step, in order
     "model": ("tokenizer.json", "model.safetensors", "config.json"),
-    "sae": ("sae_weights.safetensors", "cfg.json"),
+    "sae": ("training.json", "sae_weights.safetensors", "cfg.json"),
 }
 RESUME = "run the same command again to go on"
 
@@ -65,24 +65,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute here as in the processes that `shell` starts, so that sums are equal to the bit."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+    with harsh.one_thread():
+        yield
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a small disk cannot be mounted here; that needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with harsh.small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 def words_of(what: str, folder: Path, out: Path) -> list[str]:
@@ -123,7 +114,7 @@ def assert_goes_on(what: str, parts: Path, out: Path) -> None:
     assert (f"resuming at step {step} of {N_STEPS}" in result.stderr) == (step > 0)
     whole = parts / f"whole-{what}"
     assert finals(out, what) == finals(whole, what)
-    assert len(finals(out, what)) == (7 if what == "model" else 2)
+    assert len(finals(out, what)) == (7 if what == "model" else 3)
 
 
 def recorded(out: Path) -> list[int]:

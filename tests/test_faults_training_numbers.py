@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import harsh
 import numpy as np
 import pytest
 import shell
 import tiny
 import torch
-from torch.overrides import TorchFunctionMode
 
-from sae_core.devices import Portions, choose_device
+from sae_core.devices import Portions, choose_device, is_out_of_memory
 from sae_core.errors import ModelError, SaeError, StoreError
 from sae_core.sae import load_sae
 from sae_core.tensors import read_all_tensors, read_metadata
@@ -90,7 +90,7 @@ def test_m5_a_token_on_which_the_model_fails_is_named_and_not_learnt_from(
 # S8: a loss that diverges
 
 DIVERGING = {
-    "model": "--lr 3 --checkpoint-every 1",
+    "model": "--lr 300 --warm-up-steps 1000 --checkpoint-every 1",
     "sae": f"--lr 1e18 --warm-up-steps {10**13} --checkpoint-every 1",
 }
 
@@ -157,26 +157,6 @@ def test_m10_the_functions_refuse_an_absent_gpu_too() -> None:
         choose_device("cuda:3")
 
 
-class SmallMemory(TorchFunctionMode):
-    """A device that has no room for a tensor of more than `n_most` elements."""
-
-    def __init__(self, n_most: int) -> None:
-        super().__init__()
-        self.n_most = n_most
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if (
-            isinstance(made, torch.Tensor)
-            and made.is_floating_point()
-            and made.numel() > self.n_most
-        ):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate too much.")
-        return made
-
-
 def model_config(n_steps: int = 12) -> TrainModelConfig:
     """64 windows of 16 tokens, 48 numbers each in attention: 49,152 in the widest tensor."""
     return TrainModelConfig(
@@ -210,7 +190,7 @@ def test_m10_out_of_memory_the_batch_goes_through_in_halves_to_the_same_weights(
 ) -> None:
     wanted = weights_of(what, parts, parts / "whole", [])
     said: list[str] = []
-    with SmallMemory(n_most):
+    with harsh.SmallMemory(n_most):
         found = weights_of(what, parts, parts / "halves", said)
     for name, weight in found.items():
         torch.testing.assert_close(weight, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
@@ -230,7 +210,7 @@ def test_m10_out_of_memory_the_batch_goes_through_in_halves_to_the_same_weights(
 def test_m10_memory_too_small_for_the_least_is_said_in_one_sentence(
     parts: Path, what: str, more: str, words: str
 ) -> None:
-    with SmallMemory(300 * 16):  # the model's embedding just fits
+    with harsh.SmallMemory(300 * 16):  # the model's embedding just fits
         line = last_line(train(what, parts, 10, more))
     assert line.startswith(f"Error: the memory of cpu ran out{words}take a smaller model")
     assert not (parts / "out").exists()
@@ -244,6 +224,12 @@ def test_m10_this_machines_own_memory_runs_out_in_a_sentence_too() -> None:
     made = portions.fit(lambda: portions.slices(2), 2)
     assert made == [slice(0, 1), slice(1, 2)]  # what once did not fit is not tried again
     assert said == []
+
+
+def test_m10_a_product_for_which_there_is_no_room_counts_as_memory() -> None:
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    words = "could not create a primitive descriptor for a matmul primitive"
+    assert not is_out_of_memory(RuntimeError(words))
 
 
 def test_m10_other_errors_are_not_taken_for_memory() -> None:

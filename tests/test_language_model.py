@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_core import byte_tokenizer
+from sae_core import byte_tokenizer, embedded
 from sae_core.byte_tokenizer import ByteTokenizer
 from sae_core.errors import ModelError, SaeError
-from sae_core.language_model import OneLayerModel, check_fits, load_model
+from sae_core.language_model import OneLayerModel, check_fits, hash_weights, load_model
 from sae_core.sae import SaeConfig, SparseAutoencoder
 from sae_core.schema import HookPoint
 
@@ -153,6 +153,52 @@ def test_an_unknown_model_says_where_it_was_looked_for(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_an_unknown_name_lists_the_embedded_models(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"it is not an embedded one \(A.*\), and nothing is down"):
+        load_model(str(tmp_path / "none"))
+
+
+@pytest.fixture
+def two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that ships two models with one tokenizer between them."""
+    monkeypatch.setattr(embedded, "DEMO", tmp_path)
+    tiny.write_model(tmp_path / "model")
+    tiny.write_model(tmp_path / "model-B", seed=1)
+    (tmp_path / "model-B" / "tokenizer.json").unlink()
+    return tmp_path
+
+
+def test_embedded_models_are_had_by_name_and_the_first_by_default(two_models: Path) -> None:
+    first, second = load_model(), load_model("B")
+    assert (first.name, second.name) == ("embedded", "B")
+    assert load_model("A").weights_hash == load_model("embedded").weights_hash == first.weights_hash
+    assert second.tokenizer.path == first.tokenizer.path == two_models / "model" / "tokenizer.json"
+    assert second.weights_hash == hash_weights(tiny.transformer(1))
+    assert second.weights_hash != first.weights_hash
+    assert second.tokenizer_hash == first.tokenizer_hash
+    with pytest.raises(ModelError, match=r"no model 'C': .*not an embedded one \(A, B\)"):
+        load_model("C")
+
+
+def test_an_embedded_model_with_a_tokenizer_of_its_own_keeps_it(two_models: Path) -> None:
+    own = tiny.write_tokenizer(two_models / "model-B" / "tokenizer.json")
+    assert load_model("B").tokenizer.path == own
+
+
+@pytest.mark.usefixtures("two_models")
+def test_a_name_that_is_a_folder_too_is_refused_until_written_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write_model(tmp_path / "work" / "B", seed=2)
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(ModelError, match=r"'B' is the name of an embedded .*; write \./B for the"):
+        load_model("B")
+    folder = load_model("./B")
+    assert folder.weights_hash == load_model(Path("B")).weights_hash
+    assert folder.name == load_model(folder.name).name == "./B"
+    assert load_model("A").name == "embedded"
+
+
 def test_a_gpu_that_is_not_there_is_said(folder: Path) -> None:
     if torch.cuda.is_available():
         assert load_model(folder, device="cuda").device.type == "cuda"
@@ -210,3 +256,21 @@ def test_a_dictionary_of_another_width_is_refused(model: OneLayerModel) -> None:
         check_fits(model, sae)
     with pytest.raises(ModelError, match=r"no hook point blocks\.7"):
         check_fits(model, sae, "blocks.7.mlp.hook_post")
+
+
+@pytest.mark.usefixtures("two_models")
+def test_a_dictionary_of_another_model_is_refused_with_the_name_of_its_own() -> None:
+    first, second = load_model("A"), load_model("B")
+    sae = SparseAutoencoder(SaeConfig(24, 30, "relu", model_hash=second.weights_hash))
+    sae.name = "B/0"
+    assert check_fits(second, sae) == HookPoint(0)
+    with pytest.raises(
+        SaeError, match=r"B/0 was trained on another model than embedded.*--model B$"
+    ):
+        check_fits(first, sae)
+    sae.name = "pages/sae"
+    with pytest.raises(SaeError, match=r"give --model with the folder of that one$"):
+        check_fits(first, sae)
+    sae.name = "A/0"  # trained before its model was shipped anew
+    with pytest.raises(SaeError, match=r"give --model with the folder of that one$"):
+        check_fits(first, sae)

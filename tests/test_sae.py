@@ -138,6 +138,16 @@ def test_sparse_rows_hold_what_fires_in_ascending_order(
     assert (rows.values > 0).all()
 
 
+@pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu", "identity"])
+@pytest.mark.parametrize("n", [0, 1, 50])
+def test_sparse_rows_decode_to_what_dense_ones_do(activation: str, n: int) -> None:
+    sae = _sae(activation) if activation != "identity" else SparseAutoencoder.neurons(D_IN)
+    x = _x(n=50)[:n]
+    found = sae.decode_sparse(sae.encode_sparse(x))
+    assert found.shape == (n, D_IN)
+    torch.testing.assert_close(found, sae(x))
+
+
 @pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu"])
 def test_a_token_that_is_no_number_shows_in_its_row(activation: str) -> None:
     sae, x = _sae(activation), _x(n=5)

@@ -1,0 +1,125 @@
+"""How much memory this process can still take: the least that its limits and the machine leave.
+
+1. The limit on address space (`ulimit -v`), less what is mapped, and less what threads and compiled
+   loops map without using: C libraries end the process when that fails, so it is kept free.
+2. The limits of its control group and of those around it, less what they use and cannot drop.
+3. What the machine has available, swap included.
+
+Source: proc(5), "Memory Resource Controller" and "Control Group v2" of the Linux kernel.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+if sys.platform != "win32":
+    import resource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROC = Path("/proc")
+GROUPS = Path("/sys/fs/cgroup")
+COMPILED = 256 << 20  # mapped by compiled loops; 150 MB were seen
+A_THREAD = 80 << 20  # mapped for a thread: 8 MB of stack, and 64 MB of glibc's arena
+
+
+class Free(NamedTuple):
+    """Memory that can still be taken."""
+
+    n_bytes: int
+    """Bytes, >= 0."""
+
+    limit: str
+    """What sets it."""
+
+
+def refuse_less(n_bytes: int) -> None:
+    """Ask for so much memory, and give it back, where a C library would end the process.
+
+    Raises:
+        MemoryError: there is less.
+    """
+    np.empty(n_bytes, np.uint8)  # mapped, but never touched
+
+
+class _Kind(NamedTuple):
+    """What the files of control groups are called."""
+
+    folder: str
+    most: str
+    used: str
+    dropped: str
+    """Entry of memory.stat: what is dropped when memory is short."""
+
+
+FIRST = _Kind("memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file")  # version 1
+SECOND = _Kind("", "max", "current", "inactive_file")
+
+
+def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> Free | None:
+    """Give the memory that can still be taken.
+
+    Args:
+        proc: where the kernel tells of processes.
+        groups: where it tells of control groups.
+
+    Returns:
+        The least of all that limits it; None where the kernel does not tell, as on macOS.
+    """
+    if not (proc / "meminfo").exists():
+        return None
+    found = [_of_machine(proc), *_of_groups(proc, groups), *_of_address_space(proc)]
+    least = min(found, key=lambda free: free.n_bytes)
+    return least._replace(n_bytes=max(0, least.n_bytes))
+
+
+def _of_machine(proc: Path) -> Free:
+    lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
+    kilobytes = {words[0]: int(words[1]) for words in lines if len(words) > 1}
+    n = kilobytes.get("MemAvailable:", 0) + kilobytes.get("SwapFree:", 0)
+    return Free(n << 10, "this machine")
+
+
+def _of_groups(proc: Path, groups: Path) -> Iterator[Free]:
+    """Give what is left in the group of this process, and in each around it."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for number, controllers, name in (line.split(":", 2) for line in lines):
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        kind = SECOND if number == "0" else FIRST
+        own = groups / kind.folder / name.lstrip("/")
+        for group in (own, *own.parents):
+            left = _left(group, kind)
+            if left is not None:
+                yield Free(left, f"the limit of the control group {group}")
+
+
+def _left(group: Path, kind: _Kind) -> int | None:
+    """Give what a group's limit leaves, None without one."""
+    try:
+        most, used = ((group / f"memory.{name}").read_text() for name in (kind.most, kind.used))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:  # the outermost has no such files
+        return None
+    if most.strip() == "max":
+        return None
+    return int(most) - int(used) + int(kept.get(kind.dropped, 0))
+
+
+def _of_address_space(proc: Path) -> Iterator[Free]:
+    if sys.platform == "win32":
+        return
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        mapped = int((proc / "self" / "statm").read_text().split()[0]) * resource.getpagesize()
+        kept = COMPILED + A_THREAD * torch.get_num_threads()
+        yield Free(most - mapped - kept, "the limit on address space (ulimit -v)")
