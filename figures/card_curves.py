@@ -27,7 +27,7 @@ class Curve(NamedTuple):
     """Of the dictionary."""
 
     n_features: int
-    """d_sae."""
+    """In training."""
 
     rows: pl.DataFrame
     """n_activations, fvu and n_dead, a row each now and then, ascending."""

@@ -76,6 +76,11 @@ class Card:
     """sha256 over the sha256 of each document of the text, in order."""
 
     @property
+    def n_learnt(self) -> int:
+        """Features in training; some may have been left out at the end."""
+        return int(self.training.get("d_sae", self.scores.n_features))
+
+    @property
     def file_stem(self) -> str:
         """How its files are called."""
         return embedded.sae_folder(self.name).name
@@ -108,12 +113,14 @@ def _trained_row(card: Card) -> tuple[str, ...]:
     known = card.training
     variant = str(known.get("variant", UNKNOWN))
     needed = NEEDS.get(variant, UNKNOWN)
-    counts = (card.scores.n_features, known.get("n_activations"), known.get("batch_size"))
+    counts = (known.get("n_activations"), known.get("batch_size"))
+    kept = f"{card.scores.n_features:,}"
     return (
         f"[{card.name}]({CARDS}/{card.file_stem}.json)",
         card.model,
         variant,
         SPARSITY[needed].format(known[needed]) if needed else UNKNOWN,
+        kept if card.n_learnt == card.scores.n_features else f"{kept} of {card.n_learnt:,} learnt",
         *(UNKNOWN if count is None else f"{count:,}" for count in counts),
         f"{known['lr']:g}" if "lr" in known else UNKNOWN,
         str(known.get("seed", UNKNOWN)),

@@ -92,7 +92,7 @@ def read_curves(cards: Sequence[Card], folder: Path) -> list[Curve]:
     """Read the training curves that are there."""
     paths = [(card, folder / f"{card.file_stem}.jsonl") for card in cards]
     return [
-        Curve(card.name, card.scores.n_features, pl.read_ndjson(path))
+        Curve(card.name, card.n_learnt, pl.read_ndjson(path))
         for card, path in paths
         if path.is_file()
     ]
