@@ -32,6 +32,7 @@ PATH = click.Path(path_type=Path)
 STOP_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 RESUME = "Stopped. What was finished is kept; run the same command again to go on."
 TRACEBACK_HINT = "run `circuits --traceback ...` with the same arguments to see where"
+TORCH_OUT_OF_MEMORY = "DefaultCPUAllocator: "  # of the RuntimeError that torch raises then
 N_LISTED = 8  # entries of a list that a table's cell shows; --json gives all
 
 
@@ -233,7 +234,7 @@ def _said(err: BaseException) -> int:
 def _sentence(err: BaseException) -> str:
     if isinstance(err, FeatureCircuitError):
         return str(err)
-    if isinstance(err, MemoryError):
+    if isinstance(err, MemoryError) or TORCH_OUT_OF_MEMORY in str(err):
         return "memory ran out; give less text, or free some; what was finished is kept"
     if isinstance(err, OSError) and err.filename:
         return f"{err.filename}: {err.strerror}; check the path and its permissions"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GATHERED = 1 << 16  # entries whose decoder rows are gathered at once (134 MB at d_in 512)
+FEWEST_GATHERED = 1 << 10  # and at least, however small the portions of rows become
 DENSE = 1 / 32  # share of features active above which dense products are faster
 DENSE_VALUES = 1 << 25  # of dense activations at once (134 MB)
 ROW_WORK = 12  # entries that cost as much as moving one feature's weights
@@ -213,7 +214,7 @@ class TorchEngine:
 
     def _gathers(self, m: int) -> Iterator[slice]:
         """Give portions of m entries whose decoder rows fit into memory."""
-        size = min(self.portions.size, GATHERED)
+        size = min(max(self.portions.size, FEWEST_GATHERED), GATHERED)
         yield from (slice(at, at + size) for at in range(0, m, size))
 
     def _dense(self, active: Active, rows: Tensor, values: Tensor, some: slice) -> Tensor:

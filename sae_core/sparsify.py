@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
@@ -95,7 +96,7 @@ class Room:
 
     def __init__(self) -> None:
         self.n_threads = torch.get_num_threads()
-        self.pool = _pool(self.n_threads)
+        self._pool, self._owner = _pool(self.n_threads), os.getpid()
         self._slab = torch.empty(0, dtype=torch.uint8)
         self._rows = _Rows.empty(0, 0)
 
@@ -119,7 +120,9 @@ class Room:
             with torch.inference_mode():  # as perhaps here; a thread does not take it over
                 return task(begin, end)
 
-        return list(self.pool.map(run, cuts[:-1], cuts[1:]))
+        if self._owner != os.getpid():  # a fork takes memory along, but no threads
+            self._pool, self._owner = _pool(self.n_threads), os.getpid()
+        return list(self._pool.map(run, cuts[:-1], cuts[1:]))
 
 
 def sparse_acts(centred: Tensor, encoder: Encoder, room: Room | None = None) -> SparseActs:
@@ -213,8 +216,12 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     """Start threads in which torch does not start more: those of two parts would fight for cores."""
     started = Barrier(n_threads + 1)
     pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
-    for _ in range(n_threads):
-        pool.submit(started.wait)
+    try:
+        for _ in range(n_threads):
+            pool.submit(started.wait)
+    except RuntimeError:  # no thread more: those that started would wait for it forever
+        started.abort()
+        raise
     started.wait()
     torch.set_num_threads(n_threads)  # of this thread, and of those to come
     return pool

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
-from typing import TYPE_CHECKING
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,12 +15,14 @@ from safetensors.torch import save
 from sae_core.files import write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
     from sae_core.errors import FeatureCircuitError
+
+NO_MEMORY = os.strerror(errno.ENOMEM)  # how a file that cannot be mapped says it
 
 
 def read_tensors(
@@ -66,13 +71,8 @@ def read_all_tensors(path: Path, error: type[FeatureCircuitError]) -> dict[str, 
         FeatureCircuitError: of class `error`: the file is absent, truncated or its header is
             broken.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as err:
-        raise error(
-            f"{path} is not a readable safetensors file ({err}); copy or make it again"
-        ) from err
+    with _opened(path, error) as file:
+        return {name: file.get_tensor(name) for name in sorted(file.keys())}
 
 
 def check_finite(
@@ -134,18 +134,29 @@ def read_metadata(path: Path, error: type[FeatureCircuitError]) -> dict[str, str
     Raises:
         FeatureCircuitError: of class `error`: the file is absent or its header is broken.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as err:
-        raise error(
-            f"{path} is not a readable safetensors file ({err}); copy or make it again"
-        ) from err
+    with _opened(path, error) as file:
+        return dict(file.metadata() or {})
 
 
 def n_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Give the bytes that the tensors take in memory."""
     return sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors.values())
+
+
+@contextmanager
+def _opened(path: Path, error: type[FeatureCircuitError]) -> Iterator[Any]:
+    """Open a safetensors file; what goes wrong with it is said with its name."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        raise error(f"{path} is not a file, a safetensors file was expected; check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError) as err:
+        if NO_MEMORY in str(err):
+            raise MemoryError from err
+        raise error(
+            f"{path} is not a readable safetensors file ({err}); copy or make it again"
+        ) from err
 
 
 def _check_names(

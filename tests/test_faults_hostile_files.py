@@ -216,3 +216,11 @@ def test_s9_brackets_in_strings_are_no_nesting(tmp_path: Path) -> None:
     fields = read_json(tmp_path / "cfg.json", SaeError)
     assert fields == {"note": text.replace('\\"', '"'), "b": [[1]]}
     assert json.loads((tmp_path / "cfg.json").read_text()) == fields
+
+
+def test_s9_a_pipe_in_place_of_weights_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    save_sae(made(), tmp_path)
+    weights = tmp_path / "sae_weights.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
+    assert said(lambda: load_sae(tmp_path)).startswith(f"{weights} is not a file, ")

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import harsh
@@ -15,8 +16,10 @@ import shell
 import tiny
 import torch
 
+import cli
 from sae_core.memory import A_THREAD, COMPILED
 from sae_core.sae import SaeConfig, SparseAutoencoder, load_sae
+from sae_core.sparsify import Room
 from sae_core.train_sae import train_saes_on_model
 from sae_core.train_settings import TrainSaeConfig
 
@@ -131,6 +134,47 @@ def test_c6_training_with_other_threads_differs_by_rounding_only(
     for variant, W_dec in by_threads[n_threads][0]["W_dec"].items():
         wanted = by_threads["1"][0]["W_dec"][variant]
         np.testing.assert_allclose(W_dec, wanted, atol=1e-3, err_msg=variant)
+
+
+SHARED_ROOM = """
+import os, signal
+import torch
+from sae_core.sparsify import Room
+
+room = Room()
+if (child := os.fork()) == 0:
+    signal.alarm(60)  # a child that waits for threads which are not there
+    os._exit(room.map(lambda begin, end: end - begin, [0, 3, 7]) != [3, 4])
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_c6_what_was_made_ready_before_a_fork_works_after_it() -> None:
+    command = [sys.executable, "-c", SHARED_ROOM]
+    done = subprocess.run(
+        command, env=shell.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_c6_a_thread_that_cannot_start_is_an_error_and_no_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Room()
+    started[0].join(60)
+    assert not started[0].is_alive()
 
 
 # C7: less memory than is needed
@@ -252,3 +296,15 @@ def test_c7_memory_too_small_for_one_token_is_one_sentence() -> None:
     sae.requires_grad_(requires_grad=False).b_enc.sub_(8)
     sentence = harsh.told_by(harsh.encode_starved, sae, torch.ones(4, 1), 50_000)
     assert sentence.startswith("the memory of cpu ran out with a single token at once; ")
+
+
+def test_c7_memory_that_torch_cannot_get_is_said_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def allocate(*_: object, **__: object) -> None:
+        torch.empty(1 << 62, dtype=torch.uint8)
+
+    monkeypatch.setattr(cli.demo, "callback", allocate)
+    done = shell.invoke("demo")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: memory ran out; ")
