@@ -111,7 +111,7 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         lines = [line for found in pool.map(run, jobs) for line in found]
     text = _text(lines, options.seeds, options.steps)
-    print(text)
+    print(text, flush=True)
     if options.write:
         replace_block(options.write, "worlds", text)
     if not options.peers:
@@ -122,7 +122,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peers", help="the interpreter of an environment with SAELens")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--write", type=Path, help="a page whose block `worlds` gets the tables")
     return parser.parse_args()
 
@@ -133,14 +133,13 @@ def run(job: Job) -> list[Line]:
     ours = Ours(job.n_steps)
     if job.peer is None:
         return list(_world_lines(job, ours, with_bounds=True))
-    with tempfile.TemporaryDirectory() as folder:
-        saelens = SaeLens(job.peer, Path(folder), job.n_steps)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SaeLens(job.peer, Path(folder), job.n_steps) as saelens,
+    ):
         if job.kind == BENCH:
-            found = list(_bench_lines(job, ours, saelens))
-        else:
-            found = list(_world_lines(job, saelens, with_bounds=False))
-        saelens.end()
-    return found
+            return list(_bench_lines(job, ours, saelens))
+        return list(_world_lines(job, saelens, with_bounds=False))
 
 
 def _world_lines(job: Job, trainer: Trainer, *, with_bounds: bool) -> Iterator[Line]:

@@ -1,8 +1,8 @@
 """Dictionaries for `sae_worlds.py`: trained by us or by SAELens, matched in L0; and untrained ones.
 
-All are trained for as many steps, on the same rows. What decides how sparse they are is given for
-TopK and its kin, and searched for where it is a cost: L0 falls about as a power of it, so that a few
-secant steps in logarithms find it.
+All are trained for as many steps, on the same rows, each at the learning rate that suits its
+trainer. What decides how sparse they are is given for TopK and its kin, and searched for where it is
+a cost: L0 falls about as a power of it, so that a few secant steps in logarithms find it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -23,18 +23,23 @@ from sae_core.train_sae import train_sae
 from sae_core.train_settings import NEEDS, TrainSaeConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 PEER = Path(__file__).with_name("saelens_worlds.py")
 D_SAE = 128
 TARGET = 4.0  # L0 of all dictionaries, and of the true features
 BATCH, WARM_UP, DECAY_SHARE, DEAD_AFTER = 256, 100, 0.2, 80  # rows; steps; of the steps; steps
-OUR_RATE, PEER_RATE = 3e-3, 1e-3  # each the best of 3e-4, 1e-3 and 3e-3
+RATES = {
+    "ours": {"topk": 3e-2, "batch_topk": 1e-2, "matryoshka": 1e-2, "jumprelu": 3e-3, "l1": 3e-2},
+    "SAELens": {"topk": 1e-2, "batch_topk": 1e-2, "matryoshka": 1e-2, "jumprelu": 3e-3, "l1": 1e-2},
+}  # each the one with the best F1 of those that world_rates.py tries
+RESAMPLED = ("jumprelu", "l1")  # of ours: without an auxiliary loss
+RESAMPLE_INPUTS = 16 * BATCH
 FIRST_COST = {
-    ("ours", "jumprelu"): 0.01,
-    ("ours", "l1"): 0.3,
-    ("SAELens", "jumprelu"): 1.0,
-    ("SAELens", "l1"): 5.0,
+    "ours": {"jumprelu": 0.0105, "l1": 0.38},
+    "SAELens": {"jumprelu": 1.6, "l1": 3.4},
 }  # where the search starts
 TRIES, NEAR = 5, 0.03  # trainings of a search at most; of TARGET: L0 is near enough
 POWER = -0.5  # of the cost, that L0 falls with: a first guess
@@ -67,8 +72,9 @@ class Ours:
 
     name = "ours"
 
-    def __init__(self, n_steps: int) -> None:
+    def __init__(self, n_steps: int, rates: Mapping[str, float] = RATES["ours"]) -> None:
         self.n_steps = n_steps
+        self.rates = rates
 
     def train(
         self, x: NDArray[np.float32], variant: str, value: float, seed: int
@@ -81,21 +87,24 @@ class Ours:
         self, x: NDArray[np.float32], variant: str, value: float, seed: int
     ) -> TrainSaeConfig:
         """Give the settings of a training."""
-        sparse_by: dict[str, Any] = {
-            NEEDS[variant]: round(value) if NEEDS[variant] == "k" else value
-        }
+        needed = NEEDS[variant]
+        more: dict[str, Any] = {needed: round(value) if needed == "k" else value}
+        if variant in RESAMPLED:
+            more["resample_at"] = (self.n_steps // 4, self.n_steps // 2)
+            more["resample_window"] = DEAD_AFTER
+            more["resample_inputs"] = RESAMPLE_INPUTS
         return TrainSaeConfig(
             d_in=x.shape[1],
             d_sae=D_SAE,
             n_activations=self.n_steps * BATCH,
             variant=variant,
             batch_size=BATCH,
-            lr=OUR_RATE,
+            lr=self.rates[variant],
             warm_up_steps=WARM_UP,
             decay_share=DECAY_SHARE,
             dead_after=DEAD_AFTER * BATCH,
             seed=seed,
-            **sparse_by,
+            **more,
         )
 
     def train_from_truth(
@@ -121,12 +130,14 @@ class SaeLens:
 
     name = "SAELens"
 
-    def __init__(self, python: str, folder: Path, n_steps: int) -> None:
+    def __init__(
+        self, python: str, folder: Path, n_steps: int, rates: Mapping[str, float] = RATES["SAELens"]
+    ) -> None:
         self.folder = folder
+        self.rates = rates
         self.steps = {
             "n": n_steps,
             "batch": BATCH,
-            "lr": PEER_RATE,
             "warm_up": WARM_UP,
             "decay": round(DECAY_SHARE * n_steps),
             "dead_after": DEAD_AFTER,
@@ -147,7 +158,8 @@ class SaeLens:
         rows, out = self.folder / "rows.npy", self.folder / "sae"
         np.save(rows, x, allow_pickle=False)
         given = {"rows": str(rows), "out": str(out), "variant": variant, "value": value}
-        self.ask("train", **given, seed=seed, d_sae=D_SAE, steps=self.steps)
+        steps = self.steps | {"lr": self.rates[variant]}
+        self.ask("train", **given, seed=seed, d_sae=D_SAE, steps=steps)
         return load_sae(out)
 
     def ask(self, do: str, **words: Any) -> Any:
@@ -157,7 +169,11 @@ class SaeLens:
         self.process.stdin.flush()
         return self._answer()
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        """Give itself; the process ends with the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -178,7 +194,7 @@ def tuned(
     if NEEDS[variant] == "k":
         return Tuned(TARGET, trainer.train(x, variant, TARGET, seed))
     best: tuple[float, Tuned] | None = None
-    cost, points = FIRST_COST[trainer.name, variant], []
+    cost, points = FIRST_COST[trainer.name][variant], []
     for _ in range(TRIES):
         sae = trainer.train(x, variant, cost, seed)
         off = math.log(max(l0_of(sae, unseen), 1e-3) / TARGET)
