@@ -3,21 +3,25 @@
 For each ordered pair (i, j) seen at least MIN_PAIRS times, i at p and j at p + 1:
 
 1. lift and G2, the log-likelihood ratio of the 2 x 2 table over all positions with a successor.
-2. Bursts. Features of one topic follow each other at any distance; the pairs at lags 5..20 in the
-   same window say how often that alone would happen. `burst_ratio` is the rate at lag 1 over the
-   rate at those lags.
-3. q_value. A pair must beat two nulls: p is the larger of the one-sided G2 test against chance and
-   the binomial test of the lag-1 count against the lagged count. A loop that runs for long is its
-   own burst: where i follows most firings of i that promote what came, and few of the others, those
-   two are compared instead. Benjamini-Hochberg over all pairs of features that fire often enough,
-   unseen ones included with p = 1. (Testing for topic only what passed the first test would find
-   more, but the counts that choose a pair would test it: permuted text then gives edges.)
+2. Bursts. Features of one topic are together at any distance; the pairs at lags 5..20 in the same
+   window, and on the same token, say how often that alone would happen. `burst_ratio` is the rate at
+   lag 1 over the rate at lags 5..20.
+3. q_value. p is the largest of: the one-sided G2 test against chance; the binomial test of the lag-1
+   count against the lagged count; and twice the smaller of its test against the count on the same
+   token (a burst that ends soon passes the lagged one, but its features share tokens more often
+   still) and of the G2 test of firings that promoted what came against the others. A loop that runs
+   for long is its own burst: where i follows most firings of i that promote what came, and few of
+   the others, the last test stands alone. Benjamini-Hochberg over all pairs of features that fire
+   often enough, unseen ones included with p = 1. (Testing for topic only what passed the first test
+   would find more, but the counts that choose a pair would test it: permuted text then gives edges.)
 4. score = s x g, in nats. s: what knowing that i fired is surely worth for predicting j, in nats a
    firing: the divergence of the lower confidence bound of P(j | i) from the larger of P(j) and P(j
    | i, 5..20 tokens ago); for a loop, if it is more, that of P(i | i promoted) from P(i | i did not
-   promote), as in step 3. g: nats that i gave to the token that came, a pair of i and j. A pair
+   promote); plus a fifth of the divergence from the larger of P(j) and P(j | i, on the same token):
+   states of one automaton never share a token but come round again soon, and their rarer steps
+   would have no order without. g: nats that i gave to the token that came, a pair of i and j. A pair
    that only shares a topic has s near 0; one whose source does not promote the tokens between has g
-   near 0. Ties: by source, then target.
+   near 0. Ties: by source, then target. docs/edges.md compares this score with others.
 
 Source: the definition of edges is Bricken et al. 2023, "Finite State Automata"; G2 is Dunning 1993.
 """
@@ -31,7 +35,7 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from circuits.predicted import predicted_effects
+from circuits.predicted import effects_in_context, predicted_effects
 from sae_core.counting import transition_counts
 from sae_core.statistics import NATS_UNIT
 
@@ -48,6 +52,7 @@ MAX_Q = 0.05  # one edge in twenty may be false
 MIN_LOOP_SHARE = 0.5  # a feature that stays on for less of what it promotes makes no long runs
 MIN_JACCARD = 0.4  # two features that each miss a quarter of one state's tokens share 0.6 of theirs
 Z_LOWER = 3.0  # standard errors below the estimate; about one false bound in 700 pairs
+SAME_TOKEN_WEIGHT = 0.2  # more would rank features that take turns within one topic too high
 TINY = 1e-12
 EDGE_SCHEMA: dict[str, Any] = {
     "source": pl.UInt32,
@@ -65,6 +70,7 @@ EDGE_SCHEMA: dict[str, Any] = {
     "predicted": pl.Float64,
     "causal": pl.Float64,
     "causal_stderr": pl.Float64,
+    "predicted_in_context": pl.Float64,
 }
 
 
@@ -96,7 +102,7 @@ def build_edges(
     Args:
         statistics: sums of the documents that are not held out.
         vocabulary: token_id, token_bytes, token_str.
-        logit_effects: feature_idx, token_id, nats_per_unit; without it `predicted` is null.
+        logit_effects: feature_idx, token_id, nats_per_unit; without it what is predicted is null.
 
     Returns:
         The tables; empty ones with a reason when no pair passes.
@@ -104,9 +110,10 @@ def build_edges(
     pairs = pair_table(statistics)
     kept = pairs.filter((pl.col("q_value") < MAX_Q) & (pl.col("lift") > 1))
     kept = kept.sort(["score", "source", "target"], descending=[True, False, False])
-    predicted = predicted_effects(kept, statistics, logit_effects)
     edges = kept.with_columns(
-        predicted, *(pl.lit(None, pl.Float64).alias(name) for name in ("causal", "causal_stderr"))
+        predicted_effects(kept, statistics, logit_effects),
+        effects_in_context(kept, statistics, logit_effects),
+        *(pl.lit(None, pl.Float64).alias(name) for name in ("causal", "causal_stderr")),
     )
     return EdgeTables(
         edges=edges.select(pl.col(name).cast(kind) for name, kind in EDGE_SCHEMA.items()),
@@ -164,6 +171,11 @@ class _Counts:
     total: NDArray[np.float64] | int
     lag_total: int
     has_promotions: bool
+    n_tokens: int
+    fires: NDArray[np.float64]
+    """Tokens on which the source fires, with a successor or without."""
+    both: NDArray[np.float64]
+    """Tokens on which source and target fire together."""
     is_loop: NDArray[np.bool_]
     same_role: NDArray[np.bool_]
     """Source and target are one feature, or split one between them."""
@@ -171,6 +183,7 @@ class _Counts:
     @classmethod
     def of(cls, seen: pl.DataFrame, statistics: Statistics) -> _Counts:
         source, target = seen["source"].to_numpy(), seen["target"].to_numpy()
+        fires, both = statistics.n_fires, _both(seen, statistics)
         return cls(
             pairs=seen["n_pairs"].cast(pl.Float64).to_numpy(),
             source=statistics.n_source[source].astype(np.float64),
@@ -182,8 +195,11 @@ class _Counts:
             total=statistics.n_pairs,
             lag_total=statistics.n_lag_pairs,
             has_promotions=bool(statistics.n_promoted_source.any()),
+            n_tokens=statistics.n_tokens,
+            fires=fires[source].astype(np.float64),
+            both=both,
             is_loop=source == target,
-            same_role=(source == target) | _same_role(seen, statistics),
+            same_role=both > MIN_JACCARD * (fires[source] + fires[target] - both),
         )
 
     @property
@@ -193,8 +209,8 @@ class _Counts:
         return np.divide(self.pairs, expected, out=np.zeros_like(expected), where=expected > 0)
 
 
-def _same_role(seen: pl.DataFrame, statistics: Statistics) -> NDArray[np.bool_]:
-    """(m,) whether source and target mostly fire on the same tokens: one feature, split in two."""
+def _both(seen: pl.DataFrame, statistics: Statistics) -> NDArray[np.float64]:
+    """(m,) tokens on which source and target fire together; for a loop, those on which it fires."""
     low, high = pl.min_horizontal("source", "target"), pl.max_horizontal("source", "target")
     both = (
         seen.select(low.alias("feature_a"), high.alias("feature_b"))
@@ -207,9 +223,8 @@ def _same_role(seen: pl.DataFrame, statistics: Statistics) -> NDArray[np.bool_]:
         .fill_null(0)
         .to_numpy()
     )
-    fires = statistics.n_fires
-    either = fires[seen["source"].to_numpy()] + fires[seen["target"].to_numpy()] - both
-    return np.asarray(both > MIN_JACCARD * either)
+    source, target = seen["source"].to_numpy(), seen["target"].to_numpy()
+    return np.where(source == target, statistics.n_fires[source], both).astype(np.float64)
 
 
 def _g2(counts: _Counts) -> NDArray[np.float64]:
@@ -237,9 +252,16 @@ def _p_of_g2(counts: _Counts, g2: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _p_of_topic(counts: _Counts) -> NDArray[np.float64]:
     """P of the lag-1 count were it all topic; a loop is tested by what explains it."""
+    promotion = _p_of_promotion(counts)
+    either = np.minimum(2 * np.minimum(_p_of_same_token(counts), promotion), 1)
+    burst = np.maximum(_p_of_burst(counts), either)
+    return np.asarray(np.where(_is_explained(counts), promotion, burst))
+
+
+def _is_explained(counts: _Counts) -> NDArray[np.bool_]:
+    """(m,) whether a feature stays on where it promotes what comes, and little elsewhere."""
     promoted, rest = _shares_by_promotion(counts)
-    explained = counts.same_role & (promoted > MIN_LOOP_SHARE) & (promoted > 2 * rest)
-    return np.asarray(np.where(explained, _p_of_promotion(counts), _p_of_burst(counts)))
+    return counts.same_role & (promoted > MIN_LOOP_SHARE) & (promoted > 2 * rest)
 
 
 def _p_of_burst(counts: _Counts) -> NDArray[np.float64]:
@@ -248,6 +270,13 @@ def _p_of_burst(counts: _Counts) -> NDArray[np.float64]:
     if np.all(share >= 1):  # windows too short for any lagged pair
         return np.zeros_like(counts.pairs)
     return np.asarray(special.betainc(counts.pairs, counts.lagged + 1, share))
+
+
+def _p_of_same_token(counts: _Counts) -> NDArray[np.float64]:
+    """P of as many pairs, were i and j as often together on one token; 0 for one feature's parts."""
+    share = counts.total / np.maximum(counts.total + counts.n_tokens, 1)
+    p_value = special.betainc(counts.pairs, counts.both + 1, share)
+    return np.asarray(np.where(counts.same_role, 0.0, p_value))
 
 
 def _p_of_promotion(counts: _Counts) -> NDArray[np.float64]:
@@ -272,10 +301,13 @@ def _score(counts: _Counts) -> NDArray[np.float64]:
     base = counts.target / np.maximum(counts.total, 1)
     lag_sources = counts.source * counts.lag_total / np.maximum(counts.total, 1)
     topic = (counts.lagged + 0.5) / (lag_sources + 1)
-    near = _divergence(_lower_bound(counts.pairs, counts.source), np.maximum(base, topic))
+    same_token = (counts.both + 0.5) / (counts.fires + 1)
+    lower = _lower_bound(counts.pairs, counts.source)
+    near = _divergence(lower, np.maximum(base, topic))
     promoted, rest = _shares_by_promotion(counts)
     loop = _divergence(promoted, np.maximum(base, rest)) * counts.promoted_source / counts.source
     sure = np.where(counts.is_loop, np.maximum(near, loop), near)
+    sure += SAME_TOKEN_WEIGHT * _divergence(lower, np.maximum(base, same_token))
     given = counts.nats / counts.pairs if counts.has_promotions else 1.0
     return np.asarray(sure * given)
 

@@ -1,14 +1,23 @@
-"""What the weights alone say of an edge: how much i raises the chance that j fires next.
+"""What the weights say of an edge: how much i raises, through the next token, the chance of j.
 
-predicted(i, j) = sum over tokens v of [softmax(l0 + m_i L_i) - softmax(l0)]_v x P(j fires | token
-v), where l0 is the log of the run's unigram, L_i the feature's logit effects and m_i its usual
-strength after the final norm.
+1. `predicted` knows no context. It moves the run's unigram by i's logit effects:
 
-1. L_i: the tokens listed in `logit_effects.parquet`, the others at 0, the feature's median.
-2. m_i: nats that i gave to promoted tokens that came, over what one unit would have given: sum of
-   nats / sum of L.
-3. Only listed tokens change their share, all others shrink alike, so the sum runs over listed
-   tokens.
+       sum over tokens v of [softmax(l0 + m_i L_i) - softmax(l0)]_v x P(j fires | token v)
+
+   l0 is the log of the unigram. L_i comes from `logit_effects.parquet`, which lists each feature's
+   strongest tokens; 0 for the rest, the feature's median. m_i: nats that i gave to promoted tokens
+   that came, over what one unit would have given: sum of nats / sum of L.
+2. `predicted_in_context` takes the tokens that came after i: the share of P(v) that goes when i's
+   direct effect is taken away,
+
+       sum over v of n_ijv (1 - exp(-a_iv) / Z_i) / n_i,  Z_i = sum over v of P(v | i) exp(-a_iv)
+
+   n_ijv: how often v came after i, with j firing on it; n_i: firings of i before a token. P(v | i) is
+   how often v came: the sum of n_ijv over j, over the number of features that fire on v. a_iv: nats
+   that i gives to v after the final norm; where v was promoted, the nats that were counted, over all
+   times that v came, elsewhere m_i L_iv.
+
+docs/causal.md compares both with ablation.
 """
 
 from __future__ import annotations
@@ -35,6 +44,9 @@ def predicted_effects(
 ) -> pl.Series:
     """Give the predicted rise of P(target at p + 1) for a firing of the source at p.
 
+    Only listed tokens change their share, all others shrink alike, so the sum runs over listed
+    tokens.
+
     Args:
         edges: source, target.
         statistics: sums of the run.
@@ -45,7 +57,7 @@ def predicted_effects(
     """
     if logit_effects is None or statistics.n_tokens == 0 or edges.is_empty():
         return pl.Series("predicted", [None] * len(edges), dtype=pl.Float64)
-    shift, shrink = _shifts(statistics, logit_effects)
+    shift, shrink = _shifts(statistics, _listed(logit_effects))
     fires = _fires_on_token(statistics)
     density = statistics.n_fires / statistics.n_tokens
     source, target = edges["source"].to_numpy(), edges["target"].to_numpy()
@@ -57,14 +69,92 @@ def predicted_effects(
     return pl.Series("predicted", values)
 
 
-def _shifts(
-    statistics: Statistics, logit_effects: pl.DataFrame
-) -> tuple[sparse.csr_array, NDArray[np.float64]]:
-    """Changes of next-token shares: (d_sae, d_vocab) listed tokens' own, (d_sae,) that of all."""
-    listed = logit_effects.select(
+def effects_in_context(
+    edges: pl.DataFrame, statistics: Statistics, logit_effects: pl.DataFrame | None
+) -> pl.Series:
+    """Give the predicted rise of P(target at p + 1), on the tokens that came after the source.
+
+    Args:
+        edges: source, target.
+        statistics: sums of the run.
+        logit_effects: feature_idx, token_id, nats_per_unit; None gives nulls.
+
+    Returns:
+        A float column `predicted_in_context`, at most 1, as long as `edges`.
+    """
+    if logit_effects is None or statistics.n_tokens == 0 or edges.is_empty():
+        return pl.Series("predicted_in_context", [None] * len(edges), dtype=pl.Float64)
+    ranked = edges.select("source", "target").with_row_index("rank")
+    passed = (
+        statistics.edge_tokens.join(
+            ranked, on=["source", "target"], how="inner", maintain_order="left"
+        )
+        .join(
+            _shares_given(statistics, logit_effects),
+            on=["source", "token_id"],
+            how="left",
+            maintain_order="left",
+        )
+        .select("rank", weight=pl.col("n_pairs") * pl.col("given"))
+    )
+    total = np.bincount(
+        passed["rank"].to_numpy(), weights=passed["weight"].to_numpy(), minlength=len(edges)
+    )
+    n_source = statistics.n_source[edges["source"].to_numpy()]
+    return pl.Series("predicted_in_context", total / np.maximum(n_source, 1))
+
+
+def _shares_given(statistics: Statistics, logit_effects: pl.DataFrame) -> pl.DataFrame:
+    """Give source, token_id and `given`, the share of P(token) that goes with the source."""
+    listed = _listed(logit_effects)
+    features = statistics.token_features.group_by("token_id").agg(pl.col("n_fires").sum())
+    counts = statistics.token_counts[features["token_id"].to_numpy()]
+    features = features.select("token_id", n_features=pl.col("n_fires") / pl.Series(counts))
+    strength = pl.Series(_strengths(statistics, listed))
+    table = (
+        statistics.edge_tokens.group_by("source", "token_id")
+        .agg(pl.col("n_pairs").sum())
+        .sort("source", "token_id")
+        .join(features, on="token_id", how="left", maintain_order="left")
+        .join(
+            statistics.promoted_tokens.select(
+                pl.col("feature_idx").alias("source"), "token_id", "nats"
+            ),
+            on=["source", "token_id"],
+            how="left",
+            maintain_order="left",
+        )
+        .join(
+            listed.rename({"feature_idx": "source"}),
+            on=["source", "token_id"],
+            how="left",
+            maintain_order="left",
+        )
+        .with_columns(came=pl.col("n_pairs") / pl.col("n_features"))
+    )
+    source, came = table["source"].to_numpy(), table["came"].to_numpy()
+    usual = pl.col("nats_per_unit") * strength.gather(table["source"])
+    nats = table.select(pl.coalesce(pl.col("nats") / NATS_UNIT / pl.col("came"), usual, 0.0))
+    left = np.exp(-np.clip(nats.to_series().to_numpy(), -MAX_NATS, MAX_NATS))
+    norm, total = (
+        np.bincount(source, weights=part, minlength=statistics.d_sae)
+        for part in (came * left, came)
+    )
+    given = 1 - left * (total[source] / norm[source])
+    return table.select("source", "token_id", given=pl.Series(given))
+
+
+def _listed(logit_effects: pl.DataFrame) -> pl.DataFrame:
+    return logit_effects.select(
         pl.col("feature_idx", "token_id").cast(pl.UInt32),
         pl.col("nats_per_unit").cast(pl.Float64),
     ).unique(["feature_idx", "token_id"], keep="first", maintain_order=True)
+
+
+def _shifts(
+    statistics: Statistics, listed: pl.DataFrame
+) -> tuple[sparse.csr_array, NDArray[np.float64]]:
+    """Changes of next-token shares: (d_sae, d_vocab) listed tokens' own, (d_sae,) that of all."""
     feature, token = listed["feature_idx"].to_numpy(), listed["token_id"].to_numpy()
     effect = _strengths(statistics, listed)[feature] * listed["nats_per_unit"].to_numpy()
     share = statistics.token_counts[token] / statistics.n_tokens

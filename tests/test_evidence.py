@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from circuits.evidence import EDGE_SCHEMA, MIN_PAIRS, build_edges, pair_table
-from circuits.predicted import predicted_effects
+from circuits.predicted import effects_in_context, predicted_effects
 from sae_core.run_writer import vocabulary_frame
 from sae_core.schema import TokenTable
 from sae_core.statistics import Statistics, collect, merge
@@ -249,4 +249,50 @@ def test_the_predicted_effect_is_that_of_its_formula() -> None:
         changed = unigram * np.exp(strength * matrix[i])
         expected = ((changed / changed.sum() - unigram) * fires[j]).sum()
         assert value == pytest.approx(expected, abs=1e-12)
-    assert predicted_effects(edges, sums, None).null_count() == len(edges)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_effect_in_context_is_that_of_its_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [sorted(rng.choice(6, 2, replace=False).tolist()) for _ in range(600)]
+    tokens = stream(rows)._replace(
+        token_ids=rng.integers(0, 5, 600).astype(np.uint32),
+        promotions=rng.normal(0.1, 0.4, 1200).astype(np.float32),
+    )
+    sums = collect(tokens, 6, 5)
+    effects = pl.DataFrame({"feature_idx": [0, 1, 2], "token_id": [1, 1, 3]}).with_columns(
+        nats_per_unit=pl.Series([0.5, -1.0, 0.25])
+    )
+    edges = pair_table(sums).select("source", "target")
+    found = effects_in_context(edges, sums, effects)
+    fires = np.zeros((600, 6), np.bool_)
+    fires[np.repeat(np.arange(600), 2), tokens.features] = True
+    following = tokens.token_ids[1:]
+    promoted = np.zeros((600, 6))
+    promoted[np.repeat(np.arange(600), 2), tokens.features] = tokens.promotions
+    promoted[promoted <= 0.1] = 0
+    for (i, j), value in zip(edges.rows(), found.to_list(), strict=True):
+        mine = np.flatnonzero(fires[:-1, i])
+        nats = np.array([promoted[mine[following[mine] == v], i].mean() for v in range(5)])
+        left = np.exp(-nats)
+        norm = left[following[mine]].mean()
+        expected = ((1 - left[following[mine]] / norm) * fires[mine + 1, j]).mean()
+        assert value == pytest.approx(expected, abs=1e-5)
+    assert np.abs(found.to_numpy()).max() > 1e-3
+    for effect in (predicted_effects, effects_in_context):
+        assert effect(edges, sums, None).null_count() == len(edges)
+
+
+def test_a_token_that_was_never_promoted_has_its_listed_effect() -> None:
+    rows = [[0], [1], [0], [2]] * 20
+    tokens = stream(rows, nats=0.0)._replace(token_ids=np.tile([0, 1, 0, 2], 20).astype(np.uint32))
+    nats = np.zeros(80, np.float32)
+    nats[2::4] = 2.0  # feature 0 promotes token 2 by 2 nats, and suppresses token 1
+    sums = collect(tokens._replace(promotions=nats), 3, 3)
+    listed = pl.DataFrame({"feature_idx": [0, 0], "token_id": [2, 1], "nats_per_unit": [1.0, -0.5]})
+    edges = pl.DataFrame({"source": [0, 0], "target": [2, 1]}, schema_overrides={
+        "source": pl.UInt32, "target": pl.UInt32
+    })  # fmt: skip
+    norm = (np.exp(-2) + np.exp(1)) / 2
+    found = effects_in_context(edges, sums, listed).to_list()
+    assert found == pytest.approx([0.5 * (1 - np.exp(-2) / norm), 0.5 * (1 - np.exp(1) / norm)])
