@@ -9,24 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from scipy import sparse
 
 from sae_core import kernels, token_loops
 from sae_core.errors import StoreError
 from sae_core.kernels import Nexts, Sources, Stream
+from sae_core.pair_counts import count_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from sae_core.schema import TokenTable
 
 BLOCK_ENTRIES = 1 << 24  # features of one block; bounds the working memory to about 1 GB
+BLOCK_TOKENS = 1 << 26  # of one block, also where nothing fires on most of them
+MOST = float(1 << 43)  # activations and nats below have room in 64 bits of fixed point
 DENSE_FEATURES = 1024  # up to here a square of counters stays in the cache and is fastest
 BUFFER_ROWS = 1 << 20  # rows of a table that are filled in one go; columns of 4 MB get large pages
 RANGES = 8  # of sources for each core; those of frequent features take longer than others
-NO_LAGS = (1, 0)
 
 
 def transition_counts(
@@ -56,13 +58,10 @@ def transition_counts(
         >>> counts.toarray().tolist()
         [[0, 1], [0, 1]]
     """
-    stream = _checked_stream(indptr, indices, doc_ids, d_sae)
-    nats = np.zeros(len(stream.features), np.int64)
-    sources = _sorted_positions(stream, nats, _with_successor(stream), d_sae)
-    nexts = _nexts(stream, np.zeros(len(doc_ids), np.uint32), _with_successor(stream))
-    table = _transitions(stream, sources, nexts, _no_sources(d_sae), NO_LAGS)
-    n_pairs, *at = (table[name].to_numpy() for name in ("n_pairs", "source", "target"))
-    return sparse.csr_array((n_pairs, at), shape=(d_sae, d_sae), dtype=np.int64)
+    indptr, indices, doc_ids = np.asarray(indptr), np.asarray(indices), np.asarray(doc_ids)
+    _check_rows(indptr, indices, doc_ids, d_sae)
+    features = np.ascontiguousarray(indices, np.uint32)
+    return count_pairs(indptr.astype(np.int64), features, doc_ids, d_sae)
 
 
 def find_blocks(tokens: TokenTable) -> list[slice]:
@@ -72,7 +71,9 @@ def find_blocks(tokens: TokenTable) -> list[slice]:
     cuts = np.append(np.flatnonzero(new_run) + 1, n)
     blocks, start = [], 0
     while start < n:
-        limit = np.searchsorted(tokens.indptr, tokens.indptr[start] + BLOCK_ENTRIES, side="right")
+        most = tokens.indptr[start] + BLOCK_ENTRIES
+        limit = np.searchsorted(tokens.indptr, most, side="right")
+        limit = min(limit, start + BLOCK_TOKENS + 1)
         first = np.searchsorted(cuts, start, side="right")
         fits = np.searchsorted(cuts, limit - 1, side="right") - 1
         stop = int(cuts[max(first, fits)])
@@ -130,8 +131,7 @@ def count_block(
     }
 
 
-def _checked_stream(indptr: Any, indices: Any, doc_ids: Any, d_sae: int) -> Stream:
-    indptr, indices = np.asarray(indptr), np.asarray(indices)
+def _check_rows(indptr: Any, indices: Any, doc_ids: Any, d_sae: int) -> None:
     if len(indptr) != len(doc_ids) + 1 or indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(
             f"indptr must have one entry more than the {len(doc_ids)} doc_ids, start at 0 and end "
@@ -141,8 +141,6 @@ def _checked_stream(indptr: Any, indices: Any, doc_ids: Any, d_sae: int) -> Stre
         raise ValueError("indptr must not decrease")
     if len(indices) and not 0 <= indices.min() <= indices.max() < d_sae:
         raise ValueError(f"indices must be in 0..{d_sae - 1}, got {indices.min()}..{indices.max()}")
-    _, documents = np.unique(np.asarray(doc_ids), return_inverse=True)
-    return _stream(indptr.astype(np.int64), indices.astype(np.uint32), documents, documents)
 
 
 def _stream(indptr: Any, features: Any, doc_ids: Any, window_ids: Any) -> Stream:
@@ -163,6 +161,7 @@ def _cut(tokens: TokenTable, block: slice) -> tuple[Stream, Any, Any, Any]:
 def _check_block(tokens: TokenTable, block: slice, d_sae: int, d_vocab: int) -> None:
     first, last = tokens.indptr[block.start], tokens.indptr[block.stop]
     features, acts = tokens.features[first:last], tokens.acts[first:last]
+    promotions = tokens.promotions[first:last]
     starts = np.zeros(last - first + 1, dtype=bool)
     starts[tokens.indptr[block] - first] = True
     step_ok = np.ones(last - first, dtype=bool)
@@ -170,8 +169,8 @@ def _check_block(tokens: TokenTable, block: slice, d_sae: int, d_vocab: int) -> 
     faults = {
         f"a feature that is not in 0..{d_sae - 1}": features >= d_sae,
         "features that do not ascend": ~(step_ok | starts[:-1]),
-        "an activation that is not a finite number above 0": ~(np.isfinite(acts) & (acts > 0)),
-        "a promotion that is not a finite number": ~np.isfinite(tokens.promotions[first:last]),
+        "an activation that is not a number above 0 and below 2^43": ~((acts > 0) & (acts < MOST)),
+        "a promotion that is not a number between -2^43 and 2^43": ~(np.abs(promotions) < MOST),
     }
     for fault, where in faults.items():
         if where.any():
@@ -220,10 +219,6 @@ def _nexts(stream: Stream, token_ids: NDArray[np.uint32], order: NDArray[np.int6
     return Nexts(token_ids[order + 1], indptr, features)
 
 
-def _no_sources(d_sae: int) -> Sources:
-    return Sources(np.zeros(d_sae + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
-
-
 def _lag_pairs(run_end: NDArray[np.int64], lags: tuple[int, int]) -> int:
     after = run_end - 1 - np.arange(len(run_end))
     return int((np.clip(after, lags[0] - 1, lags[1]) - (lags[0] - 1)).sum())
@@ -268,7 +263,9 @@ def _transitions(
     stream: Stream, sources: Sources, nexts: Nexts, fired: Sources, lags: tuple[int, int]
 ) -> pl.DataFrame:
     d_sae = len(sources.starts) - 1
-    size = d_sae if d_sae <= DENSE_FEATURES and len(fired.pos) else 0
+    n_lagged = len(stream.features) * (lags[1] - lags[0] + 1)  # of one pair, at most
+    is_dense = d_sae <= DENSE_FEATURES and len(fired.pos) > 0 and n_lagged < 1 << 31
+    size = d_sae if is_dense else 0
     lagged = np.zeros((size, size), np.int32)
     if size:
         kernels.count_lagged(stream, lags, np.zeros(size, np.int32), lagged)

@@ -104,6 +104,15 @@ def statistics(tokens: TokenTable, threshold: float) -> dict[str, Any]:
     return out
 
 
+def pair_counts(tokens: TokenTable, d_sae: int) -> np.ndarray:
+    """Count at [i, j] the tokens with i on which are followed by one with j, windows aside."""
+    whole = tokens._replace(window_ids=np.zeros_like(tokens.window_ids))
+    out = np.zeros((d_sae, d_sae), np.int64)
+    for _, i, j, _ in pairs(whole, 1):
+        out[i, j] += 1
+    return out
+
+
 def fixed(value: float) -> int:
     """Round to whole units of 2^-20, half to even."""
     return round(float(value) * UNIT)

@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import naive
 import numpy as np
 import pytest
 
 from circuits.kernels import current_states
-from sae_core import counting, kernels, row_loops
+from sae_core import counting, kernels, pair_counts, pair_loops, row_loops
+
+if TYPE_CHECKING:
+    from sae_core.schema import TokenTable
 
 SEEDS = (0, 1, 2, 3)
 REPO = Path(__file__).parents[1]
@@ -20,14 +24,131 @@ REPO = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_transition_counts_equal_their_plain_twin(seed: int) -> None:
-    tokens = naive.random_tokens(seed)._replace(window_ids=np.zeros(200, np.uint32))
-    expected = np.zeros((7, 7), np.int64)
-    for _, i, j, _ in naive.pairs(tokens, 1):
-        expected[i, j] += 1
+    tokens = naive.random_tokens(seed)
+    expected = naive.pair_counts(tokens, 7)
     assert expected.any()
     found = counting.transition_counts(tokens.indptr, tokens.features, tokens.doc_ids, 7)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found.toarray(), expected)
+
+
+@pytest.mark.parametrize("row_pairs", [1, 1000])
+@pytest.mark.parametrize("fires_a_token", [0, 9, 1000])
+def test_pairs_of_frequent_and_of_rare_features_equal_their_plain_twin(
+    fires_a_token: int, row_pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_counts, "FIRES_A_TOKEN", fires_a_token)
+    monkeypatch.setattr(pair_counts, "ROW_PAIRS", row_pairs)
+    monkeypatch.setattr(pair_counts, "PIECE", 150 * 4)
+    tokens = naive.random_tokens(5, n=120, d_sae=150)
+    expected = naive.pair_counts(tokens, 150)
+    found = counting.transition_counts(tokens.indptr, tokens.features, tokens.doc_ids, 150)
+    assert found.has_sorted_indices
+    assert found.data.min() > 0
+    np.testing.assert_array_equal(found.toarray(), expected)
+
+
+def test_counts_above_a_byte_are_exact() -> None:
+    found = counting.transition_counts(
+        np.arange(0, 1402, 2), np.tile([0, 1], 700), np.zeros(700, np.uint32), 2
+    )
+    assert found.toarray().tolist() == [[699, 699], [699, 699]]
+
+
+def test_a_document_that_comes_back_is_not_joined_to_itself() -> None:
+    found = counting.transition_counts(np.arange(4), np.array([0, 1, 0]), np.array([5, 6, 5]), 2)
+    assert found.nnz == 0
+
+
+def test_no_tokens_and_no_features_give_no_pairs() -> None:
+    empty = np.empty(0, np.int64)
+    assert counting.transition_counts(np.array([0]), empty, empty, 3).shape == (3, 3)
+    assert counting.transition_counts(np.zeros(4, np.int64), empty, np.zeros(3), 3).nnz == 0
+
+
+def text_of(tokens: TokenTable, rank: list[int]) -> pair_loops.Text:
+    """Give a stream as the loops of pairs take it."""
+    joined = np.array([naive.joined(tokens, p, 1) for p in range(len(tokens.doc_ids))])
+    return pair_loops.Text(tokens.indptr, tokens.features, joined, np.array(rank, np.uint32))
+
+
+def counters(d_sae: int) -> pair_loops.Counters:
+    shape = (d_sae, pair_loops.GROUP)
+    return pair_loops.Counters(
+        np.zeros((pair_loops.GROUP, pair_loops.GROUP + 1), np.uint8),
+        np.zeros(shape, np.uint8),
+        np.zeros(d_sae, np.uint8),
+        np.zeros(shape, np.uint32),
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_packed_rare_features_equal_their_plain_twin(seed: int) -> None:
+    tokens = naive.random_tokens(seed)
+    rank = [3, 0, 2, 6, 1, 4, 5]
+    rows, starts, places = [0], [0], []
+    at = {}
+    for p in range(200):
+        at[p] = len(rows)
+        found = [i for i in naive.active(tokens, p) if rank[i] >= 2]
+        rows += [len(found), *found]
+    for i in range(7):
+        here = [p for p in range(200) if rank[i] >= 2 and i in naive.active(tokens, p)]
+        places += [at[p + 1] if naive.joined(tokens, p, 1) else 0 for p in here]
+        starts.append(len(places))
+    packed = pair_loops.Rare(
+        np.zeros(len(rows), np.uint16), np.array(starts), np.empty(len(places), np.uint32)
+    )
+    pair_loops.pack_rare(text_of(tokens, rank), 0, 200, 2, 1, np.array(starts[:-1]), packed)
+    assert packed.rows.tolist() == rows
+    assert packed.following.tolist() == places
+    assert max(places) > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pairs_with_a_group_equal_their_plain_twin(seed: int) -> None:
+    tokens = naive.random_tokens(seed, n=400)
+    text = text_of(tokens, list(range(64, 71)))
+    packed = pair_loops.Rare(
+        np.zeros(401 + len(tokens.features), np.uint16),
+        np.concatenate([[0], np.cumsum(np.bincount(tokens.features, minlength=7))]),
+        np.empty(len(tokens.features), np.uint32),
+    )
+    pair_loops.pack_rare(text, 0, 400, 0, 1, packed.starts[:-1].copy(), packed)
+    expected = np.zeros((7, 7), np.int64)
+    for _, i, j, _ in naive.pairs(tokens, 1):
+        expected[i, j] += 1
+    following, before = counters(7), counters(7)
+    pair_loops.count_from_group(text, 1, following)
+    pair_loops.count_to_group(text, 1, packed, before)
+    np.testing.assert_array_equal(following.counts[:, :7].T, expected)
+    np.testing.assert_array_equal(before.counts[:, :7], expected)
+    assert not following.counts[:, 7:].any()
+
+
+def test_firings_and_targets_are_counted_and_placed() -> None:
+    n_fires = np.zeros(3, np.int64)
+    pair_loops.count_firings(np.array([2, 0, 2], np.uint32), n_fires)
+    assert n_fires.tolist() == [1, 0, 2]
+    counts = np.zeros((3, pair_loops.GROUP), np.uint32)
+    counts[:, :2] = [[5, 0], [0, 6], [7, 8]]
+    sizes = np.zeros(pair_loops.GROUP, np.int64)
+    pair_loops.count_targets(counts, sizes)
+    assert sizes[:3].tolist() == [2, 2, 0]
+    indices, data = np.zeros(5, np.int32), np.zeros(5, np.int64)
+    pair_loops.place_group(counts, np.array([3, 1]), indices, data)
+    pair_loops.place_rows(
+        0,
+        2,
+        np.array([0, 4, 4]),
+        np.array([0, 1, 1]),
+        np.array([2], np.uint32),
+        np.array([9], np.uint16),
+        indices,
+        data,
+    )
+    assert indices.tolist() == [2, 1, 2, 0, 2]
+    assert data.tolist() == [9, 6, 8, 5, 7]
 
 
 def test_no_pair_crosses_a_document() -> None:

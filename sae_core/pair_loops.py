@@ -1,0 +1,353 @@
+"""Compiled loops that count pairs of features on neighbouring tokens, and nothing else.
+
+Features are split by how often they fire. The loops seldom wait for memory: rows of tokens are read
+in the order of the text, or ahead of their use.
+
+1. *Frequent* features, GROUP at a time: a token's group is GROUP bytes, 1 where a feature fires. The
+   bytes are added to the counters of each feature of the next token, in a few instructions for
+   GROUP pairs. A counter is a byte; before it could overflow it is moved to 32 bits.
+2. *Rare* features among themselves: the tokens are packed to their rare features, the places of
+   each source are sorted, and the rows that follow them are added to one row of counters.
+
+They belong to `kernels` and follow its conventions; every loop has a twin in `tests/naive.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sae_core.kernels import compiled
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GROUP = 64  # features whose bytes are one line of the cache
+FULL = 255  # of a counter of one byte
+AHEAD = 128  # rows that are read ahead; they stay in the nearest cache
+WORD = np.uint64(64)
+ONE = np.uint64(1)
+PRIME = np.uint64(67)  # the powers of 2 below 2^64 leave different remainders
+BIT_OF = np.zeros(67, np.uint64)
+BIT_OF[[(1 << bit) % 67 for bit in range(64)]] = np.arange(64)
+
+
+class Text(NamedTuple):
+    """A token stream whose rows are the features that fire."""
+
+    indptr: NDArray[np.int64]
+    """(n + 1,) start of each token's features."""
+
+    features: NDArray[np.uint32]
+    """(nnz,) feature ids."""
+
+    joined: NDArray[np.bool_]
+    """(n,) whether the next token is in the same document."""
+
+    rank: NDArray[np.uint32]
+    """(d_sae,) place of each feature among all, the most frequent first."""
+
+
+class Rare(NamedTuple):
+    """The rare features of a token stream, by token and by feature."""
+
+    rows: NDArray[Any]
+    """Each token's number of rare features, then their ids; entry 0 is an empty row."""
+
+    starts: NDArray[np.int64]
+    """(d_sae + 1,) start of each feature's places; frequent features have none."""
+
+    following: NDArray[Any]
+    """(m,) for each place of a feature, in the order of the text: where in `rows` the next token's
+    row is; 0 at the end of a document."""
+
+
+class Counters(NamedTuple):
+    """How often each feature came beside each feature of a group."""
+
+    marks: NDArray[np.uint8]
+    """(GROUP, GROUP + 1) which features of the group fire on each of GROUP tokens; the last column
+    is for all other features."""
+
+    small: NDArray[np.uint8]
+    """(d_sae, GROUP) counts not yet in `counts`."""
+
+    n_added: NDArray[np.uint8]
+    """(d_sae,) how often a row of `small` was added to."""
+
+    counts: NDArray[np.uint32]
+    """(d_sae, GROUP) the counts."""
+
+
+@compiled
+def count_firings(features: NDArray[np.uint32], out: NDArray[np.int64]) -> None:
+    """Add 1 to out[j] for each j in features."""
+    for entry in range(len(features)):
+        out[features[entry]] += 1
+
+
+@compiled
+def pack_rare(  # noqa: PLR0917 - a compiled loop takes arrays by position
+    text: Text,
+    begin: int,
+    end: int,
+    n_frequent: int,
+    at: int,
+    cursor: NDArray[np.int64],
+    rare: Rare,
+) -> None:
+    """Write the rows of tokens begin..end - 1 from rare.rows[at] on, and their places.
+
+    `cursor` (d_sae,) holds where each feature's places go, and their end afterwards.
+    """
+    rows = rare.rows
+    for p in range(begin, end):
+        head = at
+        at += 1
+        for entry in range(text.indptr[p], text.indptr[p + 1]):
+            feature = text.features[entry]
+            is_rare = text.rank[feature] >= n_frequent
+            rows[at if is_rare else head] = feature  # no branch: it could not be predicted
+            at += is_rare
+        rows[head] = at - head - 1
+        following = at if text.joined[p] else 0
+        for entry in range(head + 1, at):
+            feature = rows[entry]
+            rare.following[cursor[feature]] = following
+            cursor[feature] += 1
+
+
+@compiled
+def _mark(  # noqa: PLR0917 - a compiled loop takes arrays by position
+    text: Text, group: int, begin: int, end: int, step: int, marks: NDArray[np.uint8]
+) -> None:
+    """Mark which features of the group fire on token p + step, in row p - begin."""
+    marks[:] = 0
+    for p in range(begin, end):
+        if text.joined[p]:
+            for entry in range(text.indptr[p + step], text.indptr[p + step + 1]):
+                place = np.int64(text.rank[text.features[entry]]) - group * GROUP
+                is_inside = (place >= 0) & (place < GROUP)  # no branch: it could not be predicted
+                marks[p - begin, place if is_inside else GROUP] = 1
+
+
+@compiled
+def _add_marks(
+    features: NDArray[Any], begin: Any, end: Any, marks: NDArray[np.uint8], counters: Counters
+) -> None:
+    """Add the marks (GROUP,) to the counters of features[begin:end]."""
+    for entry in range(begin, end):
+        j = features[entry]
+        small = counters.small[j]
+        for place in range(GROUP):
+            small[place] += marks[place]
+        counters.n_added[j] += np.uint8(1)
+        if counters.n_added[j] == FULL:
+            _empty(j, counters)
+
+
+@compiled
+def _empty(j: int, counters: Counters) -> None:
+    """Move the small counters of feature j to its counts."""
+    for place in range(GROUP):
+        counters.counts[j, place] += counters.small[j, place]
+    counters.small[j] = 0
+    counters.n_added[j] = 0
+
+
+@compiled
+def count_from_group(text: Text, group: int, counters: Counters) -> None:
+    """Count at [j, place] the tokens with the group's feature at p and any feature j at p + 1."""
+    n = len(text.joined)
+    for begin in range(0, n, GROUP):
+        end = min(begin + GROUP, n)
+        _mark(text, group, begin, end, 0, counters.marks)
+        for p in range(begin, end):
+            if text.joined[p]:
+                first, last = text.indptr[p + 1], text.indptr[p + 2]
+                _add_marks(text.features, first, last, counters.marks[p - begin], counters)
+    for j in range(len(counters.counts)):
+        _empty(j, counters)
+
+
+@compiled
+def count_to_group(text: Text, group: int, rare: Rare, counters: Counters) -> None:
+    """Count at [i, place] the tokens with a rare feature i at p and the group's feature at p + 1."""
+    n = len(text.joined)
+    at = np.int64(1)
+    for begin in range(0, n, GROUP):
+        end = min(begin + GROUP, n)
+        _mark(text, group, begin, end, 1, counters.marks)
+        for p in range(begin, end):
+            first = at + 1
+            at = first + np.int64(rare.rows[at])
+            if text.joined[p]:
+                _add_marks(rare.rows, first, at, counters.marks[p - begin], counters)
+    for i in range(len(counters.counts)):
+        _empty(i, counters)
+
+
+@compiled
+def _find_ends(first: int, last: int, rare: Rare, ends: NDArray[np.int64]) -> None:
+    """Fill ends[k - first] with where the row of place k ends.
+
+    These reads do not wait for each other, and bring the rows near; additions would wait.
+    """
+    for k in range(first, last):
+        at = np.int64(rare.following[k])
+        ends[k - first] = at + 1 + np.int64(rare.rows[at])
+
+
+@compiled
+def _add_rare(source: int, rare: Rare, row: NDArray[Any], ends: NDArray[np.int64]) -> None:
+    """Add the rare features that follow a source to row (d_sae,)."""
+    for first in range(rare.starts[source], rare.starts[source + 1], AHEAD):
+        last = min(first + AHEAD, rare.starts[source + 1])
+        _find_ends(first, last, rare, ends)
+        for k in range(first, last):
+            for entry in range(np.int64(rare.following[k]) + 1, ends[k - first]):
+                row[rare.rows[entry]] += np.uint8(1)
+
+
+@compiled
+def _touch_rare(
+    source: int,
+    rare: Rare,
+    row: NDArray[Any],
+    touched: NDArray[np.uint64],
+    ends: NDArray[np.int64],
+) -> None:
+    """Do what _add_rare does, and set the bit of each target in touched."""
+    for first in range(rare.starts[source], rare.starts[source + 1], AHEAD):
+        last = min(first + AHEAD, rare.starts[source + 1])
+        _find_ends(first, last, rare, ends)
+        for k in range(first, last):
+            for entry in range(np.int64(rare.following[k]) + 1, ends[k - first]):
+                j = np.uint64(rare.rows[entry])
+                row[j] += np.uint8(1)
+                touched[j // WORD] |= ONE << (j % WORD)
+
+
+@compiled
+def _write_all(at: int, row: NDArray[Any], targets: NDArray[np.uint32], sums: NDArray[Any]) -> int:
+    """Append the counters of row that are not 0, clear it, and give where the next row goes."""
+    for j in range(len(row)):
+        targets[at] = j
+        sums[at] = row[j]
+        at += row[j] > 0
+    row[:] = 0
+    return at
+
+
+@compiled
+def _write_touched(
+    at: int,
+    row: NDArray[Any],
+    touched: NDArray[np.uint64],
+    targets: NDArray[np.uint32],
+    sums: NDArray[Any],
+) -> int:
+    """Do what _write_all does where only counters with a bit in touched are not 0."""
+    for word in range(len(touched)):
+        bits = touched[word]
+        while bits != 0:
+            j = np.uint64(word) * WORD + BIT_OF[(bits & (~bits + ONE)) % PRIME]
+            targets[at] = j
+            sums[at] = row[j]
+            row[j] = 0
+            at += 1
+            bits &= bits - ONE
+        touched[word] = 0
+    return at
+
+
+@compiled
+def fill_rare_sources(  # noqa: PLR0917 - a compiled loop takes arrays by position
+    rare: Rare,
+    frequent: NDArray[np.uint32],
+    to_frequent: NDArray[np.uint32],
+    n_for_all: int,
+    state: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    targets: NDArray[np.uint32],
+    sums: NDArray[Any],
+) -> None:
+    """Write the targets and counts of rare sources, sorted, and how many there are to sizes.
+
+    `to_frequent` (n_groups, d_sae, GROUP) is what count_to_group gave for the features `frequent`.
+    A source with n_for_all places or more has its whole row looked through. `state` as in
+    kernels.fill_transitions; the arrays end with room for one entry more than is written.
+    """
+    d_sae = len(rare.starts) - 1
+    row = np.zeros(d_sae, sums.dtype)
+    touched = np.zeros((d_sae + 63) // 64, np.uint64)
+    ends = np.zeros(AHEAD, np.int64)
+    at = 0
+    while state[0] < state[2] and at + d_sae < len(targets):
+        i = state[0]
+        n_places = rare.starts[i + 1] - rare.starts[i]
+        begin = at
+        if n_places > 0:
+            for place in range(len(frequent)):
+                j = np.uint64(frequent[place])
+                row[j] = to_frequent[place // GROUP, i, place % GROUP]
+                if row[j] > 0 and n_places < n_for_all:
+                    touched[j // WORD] |= ONE << (j % WORD)
+            if n_places < n_for_all:
+                _touch_rare(i, rare, row, touched, ends)
+                at = _write_touched(at, row, touched, targets, sums)
+            else:
+                _add_rare(i, rare, row, ends)
+                at = _write_all(at, row, targets, sums)
+            sizes[i] = at - begin
+        state[0] += 1
+    state[1] = at
+
+
+@compiled
+def count_targets(counts: NDArray[np.uint32], sizes: NDArray[np.int64]) -> None:
+    """Add to sizes (GROUP,) how many rows of counts (d_sae, GROUP) are not 0, by column."""
+    for j in range(len(counts)):
+        for place in range(GROUP):
+            sizes[place] += counts[j, place] > 0
+
+
+@compiled
+def place_group(
+    counts: NDArray[np.uint32],
+    cursor: NDArray[np.int64],
+    indices: NDArray[Any],
+    data: NDArray[np.int64],
+) -> None:
+    """Write column k of counts (d_sae, GROUP), without zeros, from cursor[k] on."""
+    for j in range(len(counts)):
+        for place in range(len(cursor)):
+            if counts[j, place] > 0:
+                indices[cursor[place]] = j
+                data[cursor[place]] = counts[j, place]
+                cursor[place] += 1
+
+
+@compiled
+def place_rows(  # noqa: PLR0917 - a compiled loop takes arrays by position
+    begin: int,
+    end: int,
+    starts: NDArray[np.int64],
+    indptr: NDArray[Any],
+    targets: NDArray[np.uint32],
+    sums: NDArray[Any],
+    indices: NDArray[Any],
+    data: NDArray[np.int64],
+) -> None:
+    """Copy the rows of rare sources begin..end - 1, which follow each other, to where they belong."""
+    at = 0
+    for i in range(begin, end):
+        if starts[i] < starts[i + 1]:
+            to = indptr[i]
+            n = indptr[i + 1] - to
+            for k in range(n):
+                indices[to + k] = targets[at + k]
+            for k in range(n):
+                data[to + k] = sums[at + k]
+            at += n
