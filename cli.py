@@ -105,16 +105,24 @@ def demo(output: Path, *, as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @run_argument
-def graph(run: Path) -> None:
+@click.option(
+    "--causal",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Measure what ablating the source does to the N best edges, by score; needs the model.",
+)
+def graph(run: Path, *, causal: int | None) -> None:
     r"""Turn a run's statistics into its graph of features, RUN/graph/.
 
     \b
     Example:
       circuits graph run
+      circuits graph run --causal 100
     """
     from circuits.build import build_graph
 
-    built = build_graph(run)
+    measure = commands.measure_best(run, causal) if causal else None
+    built = build_graph(run, measure=measure, say=console.say)
     console.say(f"{run / 'graph'}: {len(built.nodes):,} features, {len(built.edges):,} edges.")
     console.say(built.reason or f"Next: circuits automata {run}")
 
@@ -238,18 +246,7 @@ def query(run: Path, limit: int, *, as_json: bool, **question: Any) -> None:
         console.say(f"The first {limit} rows; --limit gives more.")
 
 
-class NumbersCommand(click.Command):
-    """A command whose arguments may be negative numbers, which are then refused by their range."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, with words such as -1 kept as arguments."""
-        numbers = [word for word in args if word[:1] == "-" and word[1:2].isdigit()]
-        if numbers:
-            args = [*(word for word in args if word not in numbers), "--", *numbers]
-        return super().parse_args(ctx, args)
-
-
-@cli.command(cls=NumbersCommand)
+@cli.command(cls=console.NumbersCommand)
 @run_argument
 @click.argument("what")
 @json_option
@@ -377,6 +374,8 @@ def verify(run: Path, *, as_json: bool) -> None:
     for one in checks:
         if not one.ok:
             console.say(f"Error: {run / one.file}: {one.reason}")
+    if not all(one.ok for one in checks):
+        console.say(commands.REPAIR)
     click.get_current_context().exit(int(not all(one.ok for one in checks)))
 
 

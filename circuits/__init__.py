@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from circuits.automaton import FeatureAutomaton
     from circuits.build import build_graph
     from circuits.discover import find_automata
+    from circuits.effects import edges_by_decile
     from circuits.evidence import transition_counts
     from circuits.graph import FeatureGraph
     from circuits.query import find_motifs
@@ -27,6 +28,7 @@ _HOMES = {
     "FeatureGraph": "graph",
     "Run": "run",
     "build_graph": "build",
+    "edges_by_decile": "effects",
     "find_automata": "discover",
     "find_motifs": "query",
     "open_run": "run",
@@ -38,6 +40,7 @@ __all__ = [
     "FeatureGraph",
     "Run",
     "build_graph",
+    "edges_by_decile",
     "find_automata",
     "find_motifs",
     "open_run",

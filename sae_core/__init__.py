@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sae_core.evaluate import evaluate
     from sae_core.gather import gather
     from sae_core.language_model import load_model
+    from sae_core.run_effects import measure_effects
     from sae_core.run_writer import write_run
     from sae_core.sae import SparseAutoencoder, load_sae
     from sae_core.train_model import train_model
@@ -30,6 +31,7 @@ _HOMES = {
     "evaluate": "evaluate",
     "gather": "gather",
     "load_model": "language_model",
+    "measure_effects": "run_effects",
     "write_run": "run_writer",
     "SparseAutoencoder": "sae",
     "load_sae": "sae",
@@ -46,6 +48,7 @@ __all__ = [
     "gather",
     "load_model",
     "load_sae",
+    "measure_effects",
     "train_model",
     "train_sae",
     "write_run",

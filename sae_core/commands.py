@@ -14,11 +14,17 @@ from sae_core.console import PATH, force_option, json_option, output_option, tex
 from sae_core.train_settings import NEEDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    import polars as pl
 
     from sae_core.gather import GatherResult
 
+REPAIR = (
+    "With the texts and options of before, run `circuits gather --repair`: it computes again what "
+    "is damaged, and nothing else (a merged run: `circuits merge --force`)."
+)
 PRECISION = click.Choice(["float32", "bfloat16"])
 MODEL_HELP = "Model: an embedded one (`embedded` is A, the first), or a folder."
 SAE_HELP = "Dictionary: an embedded one (A/0), `neurons`, or a folder."
@@ -63,6 +69,9 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[i
     "--keep-acts/--no-keep-acts", default=True, help="Keep activations; automata need them."
 )
 @skip_option
+@click.option(
+    "--repair", is_flag=True, help="Compute again the files that are damaged, and no others."
+)
 @force_option
 def gather_command(texts: tuple[str, ...], output: Path, **options: Any) -> None:
     r"""Read TEXT (files, folders, globs or -) with a model and a dictionary into a run directory.
@@ -70,7 +79,11 @@ def gather_command(texts: tuple[str, ...], output: Path, **options: Any) -> None
     \b
     Example:
       circuits gather pages/*.html -o run
+      circuits gather pages/*.html -o run --repair
     """
+    with console.usage_errors():
+        if options["force"] and options["repair"]:
+            raise ValueError("--force replaces a run, --repair keeps it; give one of them")
     done = gather_said(texts, out=output, **options)
     console.say(f"Next: circuits graph {done.run}")
 
@@ -322,6 +335,32 @@ def gather_said(texts: Sequence[str], **options: Any) -> GatherResult:
     for sentence in done.sentences:
         console.say(sentence)
     return done
+
+
+def measure_best(run: Path, n_edges: int) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """Give what measures the best edges of a run, with progress, and says what it did.
+
+    Args:
+        run: of our own, with kept activations; its model and dictionary are loaded now.
+        n_edges: edges to measure, at most.
+
+    Returns:
+        From edges, best first, to the effects of the first `n_edges`.
+    """
+    from sae_core.run_effects import N_DRAWS, EffectMeter
+
+    meter = EffectMeter(run)
+
+    def measure(edges: pl.DataFrame) -> pl.DataFrame:
+        best = edges.head(n_edges)
+        n_new = len(meter.missing(best))
+        with console.progress_line("draws") as progress:
+            effects = meter.measure_once(best, progress=progress)
+        did = f"measured {n_new:,} effects, {N_DRAWS:,} draws a source" if n_new else "complete"
+        console.say(f"{run}: {did}; {len(best):,} of {len(edges):,} edges have their effect.")
+        return effects
+
+    return measure
 
 
 COMMANDS = (

@@ -109,6 +109,17 @@ class Group(click.Group):
             raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx) from err
 
 
+class NumbersCommand(click.Command):
+    """A command whose arguments may be negative numbers, which are then refused by their range."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, with words such as -1 kept as arguments."""
+        numbers = [word for word in args if word[:1] == "-" and word[1:2].isdigit()]
+        if numbers:
+            args = [*(word for word in args if word not in numbers), "--", *numbers]
+        return super().parse_args(ctx, args)
+
+
 def set_traceback(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's order
     """Remember that the user wants to see where an error comes from."""
     _State.traceback = value

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all.
 
 1. Bytes go to a temporary file beside the target, on the same file system.
-2. The file is synced to disk, then renamed over the target, then the folder is synced.
+2. The file is synced to disk, then renamed over the target, then the folder is synced; so is the
+   folder above each new folder.
 3. A crash leaves the old file or the new one, and at most a stray `*.tmp`, never half a file.
 """
 
@@ -12,12 +13,16 @@ import hashlib
 import json
 import os
 import socket
+import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import polars as pl
 
 from sae_core.errors import StoreError
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +46,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         write(temporary)
         _sync(temporary)
         temporary.replace(path)
@@ -108,8 +113,24 @@ def read_parquet(path: Path) -> pl.DataFrame:
     Raises:
         StoreError: missing, cut or not Parquet; the message names the file.
     """
-    try:
+    with _reading_parquet(path):
         return pl.read_parquet(path, glob=False)
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Give the names of a Parquet table's columns.
+
+    Raises:
+        StoreError: missing, cut or not Parquet; the message names the file.
+    """
+    with _reading_parquet(path):
+        return pl.scan_parquet(path, glob=False).collect_schema().names()
+
+
+@contextmanager
+def _reading_parquet(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as err:
         raise StoreError(f"{path} is missing") from err
     except (pl.exceptions.PolarsError, OSError) as err:
@@ -148,10 +169,9 @@ class DirectoryLock:
             StoreError: a living process of this host, or one of another host, holds it.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._create()
-        except FileExistsError:
-            self._take_over()
+            _make_folder(self.folder)
+            with _alone(self.folder):
+                self._take()
         except OSError as err:
             raise StoreError(_why_not_written(self.folder, err)) from err
         return self
@@ -167,6 +187,12 @@ class DirectoryLock:
         if self.is_new:
             with suppress(OSError):  # it holds something
                 self.folder.rmdir()
+
+    def _take(self) -> None:
+        try:
+            self._create()
+        except FileExistsError:
+            self._take_over()
 
     def _create(self) -> None:
         handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -208,6 +234,24 @@ def _lives(holder: LockHolder) -> bool:
 
 
 @contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process of this machine at a time look at a folder's lock and take it.
+
+    Without this, two that find the lock of a dead process could both take it over.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems know no such locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn an operating-system error while reading `path` into one sentence."""
     try:
@@ -219,6 +263,14 @@ def reading(path: Path) -> Iterator[None]:
 def _discard(path: Path) -> None:
     with suppress(OSError):
         path.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it; each new name is on disk before the folder is used."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:
@@ -233,5 +285,5 @@ def _why_not_written(path: Path, err: OSError) -> str:
     if err.errno == errno.ENOSPC:
         return f"{path} was not written: the disk is full; free some space and run again"
     if err.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"{path} cannot be written ({err.strerror}); choose another folder with -o"
+        return f"{path} cannot be written ({err.strerror}); choose a folder that can be written"
     return f"{path} was not written: {err.strerror or err}"

@@ -84,6 +84,11 @@ class LanguageModel(Protocol):
     def run_to_hook(self, token_ids: Tensor, hook_point: str | HookPoint) -> HookState:
         """Run (batch, pos) token ids up to a hook point."""
 
+    def acts_after(
+        self, token_ids: Tensor, places: Tensor, next_ids: Tensor, hook_point: str | HookPoint
+    ) -> Tensor:
+        """Give a hook point's activations on (batch, n) tokens put after places of windows."""
+
     def logits(self, state: HookState) -> Tensor:
         """Run on from a hook point: (batch, pos, d_vocab)."""
 
@@ -192,6 +197,27 @@ class OneLayerModel:
             )
         layer = self._layer(hook_point)
         return self.module.run_to_hook(token_ids.to(self.device), layer=layer)
+
+    @torch.no_grad()
+    def acts_after(
+        self, token_ids: Tensor, places: Tensor, next_ids: Tensor, hook_point: str | HookPoint
+    ) -> Tensor:
+        """Give a hook point's activations on other tokens than those that came.
+
+        Args:
+            token_ids: (batch, pos) int64 windows, pos <= n_ctx.
+            places: (batch, n) position that each new token is put after, < n_ctx - 1.
+            next_ids: (batch, n) the new tokens; they see the window up to their places.
+            hook_point: one of `hook_points`.
+
+        Returns:
+            (batch, n, width) what `run_to_hook` gives at places + 1 of windows that hold them.
+
+        Raises:
+            ModelError: there is no such hook point.
+        """
+        given = (part.to(self.device) for part in (token_ids, places, next_ids))
+        return self.module.acts_after(*given, layer=self._layer(hook_point))
 
     @torch.no_grad()
     def logits(self, state: HookState) -> Tensor:

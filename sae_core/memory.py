@@ -10,12 +10,12 @@ Source: proc(5), "Memory Resource Controller" and "Control Group v2" of the Linu
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
 if sys.platform != "win32":
     import resource
@@ -46,6 +46,16 @@ def refuse_less(n_bytes: int) -> None:
         MemoryError: there is less.
     """
     np.empty(n_bytes, np.uint8)  # mapped, but never touched
+
+
+def megabytes(n_bytes: int) -> str:
+    """Say a number of bytes.
+
+    Example:
+        >>> megabytes(1_234_567_890)
+        '1,235 MB'
+    """
+    return f"{n_bytes / 1e6:,.0f} MB"
 
 
 class _Kind(NamedTuple):
@@ -121,5 +131,6 @@ def _of_address_space(proc: Path) -> Iterator[Free]:
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY:
         mapped = int((proc / "self" / "statm").read_text().split()[0]) * resource.getpagesize()
-        kept = COMPILED + A_THREAD * torch.get_num_threads()
+        torch = sys.modules.get("torch")  # without it, as many threads as cores count and write
+        kept = COMPILED + A_THREAD * (torch.get_num_threads() if torch else os.cpu_count() or 1)
         yield Free(most - mapped - kept, "the limit on address space (ulimit -v)")

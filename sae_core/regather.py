@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
@@ -15,7 +15,7 @@ from sae_core.errors import ModelError, StoreMismatchError
 from sae_core.files import write_parquet
 from sae_core.gather import gather
 from sae_core.language_model import OneLayerModel, load_model
-from sae_core.sae import load_sae
+from sae_core.sae import SparseAutoencoder, load_sae
 from sae_core.store import read_manifest
 
 if TYPE_CHECKING:
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 ALL = 1 - 2**-33  # a share of held-out documents that leaves none to count
 # Neurons are dense: sums of their pairs would be large, and nobody asks for them.
+
+
+class Reader(NamedTuple):
+    """What made a run."""
+
+    model: OneLayerModel
+
+    sae: SparseAutoencoder
+
+    hook_point: str
+    """Where in the model the dictionary reads."""
 
 
 def gather_neurons(
@@ -74,13 +85,31 @@ def gather_like(run: Path, texts: Sequence[str], out: Path) -> Path:
         StoreMismatchError: their weights are not those that made the run.
         TextError: nothing to read.
     """
+    reader = reader_of(run)
+    gather(
+        texts,
+        out=out,
+        model=reader.model,
+        sae=reader.sae,
+        hook_point=reader.hook_point,
+        held_out=ALL,
+    )
+    return out
+
+
+def reader_of(run: Path) -> Reader:
+    """Load the model and the dictionary that made a run.
+
+    Raises:
+        ModelError, SaeError: the run was made elsewhere, or its model or dictionary is not here.
+        StoreMismatchError: their weights are not those that made the run.
+    """
     model, at = _model_of(run)
     settings = read_manifest(run).settings
     sae = load_sae(settings["sae"], model=model, hook_point=at)
     if sae.weights_hash != settings["sae_hash"]:
         raise StoreMismatchError(f"SAE {sae.name} has changed since {run} was made; gather again")
-    gather(texts, out=out, model=model, sae=sae, hook_point=at, held_out=ALL)
-    return out
+    return Reader(model, sae, at)
 
 
 def _model_of(run: Path) -> tuple[OneLayerModel, str]:

@@ -6,6 +6,8 @@
 3. `run_to_hook` stops after one MLP's ReLU: these are the activations that a dictionary reads.
 4. `finish` takes them (perhaps changed) the rest of the way: MLP output, later blocks, final norm,
    unembedding.
+5. `acts_after` reads other tokens than those that came: many at a window's places, for the price of
+   one token each, since what came before is read once.
 
 Source: Bricken et al. 2023, "Transformer Training and Preprocessing" (one layer, d_model 128, 512
 ReLU neurons).
@@ -114,12 +116,39 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix each position with those before it; (batch, pos, d_model) in and out."""
+        q, k, v = self._heads(x)
+        return self._joined(functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    def after(self, x: Tensor, places: Tensor, new: Tensor) -> Tensor:
+        """Mix new tokens with the window's tokens up to their places, and with themselves.
+
+        Args:
+            x: (batch, pos, d_model) the windows.
+            places: (batch, n) position that each new token is put after.
+            new: (batch, n, d_model) the new tokens, which do not see each other.
+
+        Returns:
+            (batch, n, d_model).
+        """
+        _, k, v = self._heads(x)
+        q, own_k, own_v = self._heads(new)
+        scores = q @ k.mT  # (batch, n_heads, n, pos)
+        is_later = torch.arange(x.shape[1], device=x.device) > places[:, None, :, None]
+        own = (q * own_k).sum(dim=-1, keepdim=True)
+        scores = torch.cat([scores.masked_fill(is_later, -torch.inf), own], dim=-1)
+        weights = functional.softmax(scores / math.sqrt(q.shape[-1]), dim=-1)
+        return self._joined(weights[..., :-1] @ v + weights[..., -1:] * own_v)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give queries, keys and values: (batch, pos, d_model) to (batch, n_heads, pos, d_head)."""
         batch, pos, d_model = x.shape
         qkv = (x @ self.W_QKV).view(batch, pos, 3, self.n_heads, d_model // self.n_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_heads, pos, d_head)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        flat = mixed.transpose(1, 2).reshape(batch, pos, d_model)
-        out: Tensor = flat @ self.W_O
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _joined(self, mixed: Tensor) -> Tensor:
+        """Give what the heads add: (batch, n_heads, pos, d_head) to (batch, pos, d_model)."""
+        out: Tensor = mixed.transpose(1, 2).flatten(2) @ self.W_O
         return out
 
 
@@ -207,6 +236,32 @@ class Transformer(nn.Module):
         block = self.blocks[layer]
         resid_mid = block.attend(resid)
         return HookState(block.neurons(resid_mid), resid_mid, layer)
+
+    def acts_after(
+        self, token_ids: Tensor, places: Tensor, next_ids: Tensor, *, layer: int = 0
+    ) -> Tensor:
+        """Give one MLP's activations on tokens put after places of windows, in place of what came.
+
+        Args:
+            token_ids: (batch, pos) int64 windows.
+            places: (batch, n) position that each new token is put after, < n_ctx - 1.
+            next_ids: (batch, n) the new tokens; they see the window up to their places.
+            layer: the block whose MLP is read.
+
+        Returns:
+            (batch, n, d_mlp) what `run_to_hook` gives at places + 1 of windows that hold them.
+        """
+        resid = self.embed(token_ids)
+        new = functional.embedding(next_ids, self.W_E) + self.W_pos[places + 1]
+        for block in self.blocks[:layer]:
+            new_mid = new + block.attn.after(block.ln1(resid), places, block.ln1(new))
+            new = new_mid + block.mlp.write(block.neurons(new_mid))
+            resid = block(resid)
+        block = self.blocks[layer]
+        acts: Tensor = block.neurons(
+            new + block.attn.after(block.ln1(resid), places, block.ln1(new))
+        )
+        return acts
 
     def final_residual(self, state: HookState) -> Tensor:
         """Run on from one MLP's activations, perhaps changed, to what the final norm reads."""
