@@ -19,6 +19,7 @@ import polars as pl
 
 from circuits.assemble import Draft, automaton_of, draft_of
 from circuits.fidelity import HELD_OUT
+from circuits.no_automata import why_no_automaton
 from circuits.propose import MAX_FEATURES, Proposal, propose
 from circuits.run import Run
 from circuits.shape import Text, subsample
@@ -50,7 +51,7 @@ def find_automata(
 
     Args:
         graph: a run, or the graph of one, with kept activations.
-        progress: is told what is being done.
+        progress: is told why none was found.
 
     Returns:
         Automata, best first; empty when none runs.
@@ -63,11 +64,12 @@ def find_automata(
     text, held_out = _texts(run)
     sample = replace(text, tokens=subsample(text.tokens, SHAPE_TOKENS))
     proposals = distinct(propose(run.graph.edges, len(text.mean_act)))
-    say(f"{len(proposals)} candidate sets")
     drafts = _drafts(proposals, text, sample)
     drafts += _drafts(unions(drafts), text, sample)
     ranked = rank(drafts)
-    say(f"{len(ranked)} automata")
+    if not ranked:
+        reason = why_no_automaton(run.graph.edges, run.graph.reason, proposals, text, sample)
+        say(f"No automaton was found: {reason}.")
     provenance = {"run": run.hash, "model": run.model_name, "sae": run.sae_name}
     found = [automaton_of(draft, text, held_out, provenance) for draft in ranked]
     return [automaton.with_run(run) for automaton in _numbered(found)]

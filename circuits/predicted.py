@@ -95,6 +95,7 @@ def effects_in_context(
             how="left",
             maintain_order="left",
         )
+        .sort("rank", "token_id")
         .select("rank", weight=pl.col("n_pairs") * pl.col("given"))
     )
     total = np.bincount(

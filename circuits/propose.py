@@ -6,6 +6,8 @@
 3. Systems are communities of the flow, at several resolutions, and unions of the two most tied.
 4. Chains are runs of features each of which leads almost only to the next.
 
+Flow is held in compressed rows: what counts is the number of strong edges, not that of features.
+
 Source: Bricken et al. 2023, section "Finite State Automata" (what to look for); Blondel et al. 2008 (communities).
 """
 
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import networkx as nx
 import numpy as np
 import polars as pl
+from scipy import sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,32 +67,37 @@ def propose(edges: pl.DataFrame, d_sae: int) -> list[Proposal]:
     """
     found = list(_loops(edges))
     for min_score in MIN_SCORES:
-        strong = _strong(edges, min_score)
+        strong = strong_edges(edges, min_score)
         flow = flow_matrix(strong, d_sae, weight=pl.col("n_promoted").clip(lower_bound=1))
         ties = flow_matrix(strong, d_sae, weight=_TIE)
         found += [*_pairs(flow), *_chains(flow), *_systems(ties)]
     return list(dict.fromkeys(found))
 
 
-def flow_matrix(edges: pl.DataFrame, d_sae: int, *, weight: pl.Expr) -> NDArray[np.float64]:
+def flow_matrix(edges: pl.DataFrame, d_sae: int, *, weight: pl.Expr) -> sparse.csr_array:
     """Give the flow along edges.
 
     Args:
         edges: rows of the graph's edge table.
         d_sae: number of features.
-        weight: what each edge carries, >= 0.
+        weight: what each edge carries, > 0.
 
     Returns:
-        (d_sae, d_sae) row = source, column = target; the diagonal is 0.
+        (d_sae, d_sae) row = source, column = target, sorted; the diagonal is empty.
     """
-    rows = edges.filter(pl.col("source") != pl.col("target"))
-    flow = np.zeros((d_sae, d_sae))
-    carried = rows.select(weight.alias("flow"))["flow"].to_numpy()
-    flow[rows["source"].to_numpy(), rows["target"].to_numpy()] = carried
-    return flow
+    rows = edges.filter(pl.col("source") != pl.col("target")).sort("source", "target")
+    carried = rows.select(weight.alias("flow"))["flow"].cast(pl.Float64).to_numpy()
+    at = rows["source"].to_numpy(), rows["target"].to_numpy()
+    return sparse.csr_array((carried, at), shape=(d_sae, d_sae))
 
 
-def _strong(edges: pl.DataFrame, min_score: float) -> pl.DataFrame:
+def strong_edges(edges: pl.DataFrame, min_score: float) -> pl.DataFrame:
+    """Give the edges along which flow runs.
+
+    Args:
+        edges: the graph's edge table.
+        min_score: least score.
+    """
     return edges.filter(
         (pl.col("score") >= min_score)
         & (pl.col("lift") >= MIN_LIFT)
@@ -110,23 +118,24 @@ def _loops(edges: pl.DataFrame) -> Iterable[Proposal]:
         yield Proposal((tuple(group),), "loop")
 
 
-def _shares(flow: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    out, into = flow.sum(axis=1, keepdims=True), flow.sum(axis=0, keepdims=True)
-    forward = np.divide(flow, out, out=np.zeros_like(flow), where=out > 0)
-    backward = np.divide(flow, into, out=np.zeros_like(flow), where=into > 0)
-    return forward, backward
+def _shares(flow: sparse.csr_array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(nnz,) each edge's share of what leaves its source, and of what enters its target."""
+    out, into = flow.sum(axis=1), flow.sum(axis=0)
+    return flow.data / np.repeat(out, np.diff(flow.indptr)), flow.data / into[flow.indices]
 
 
-def _pairs(flow: NDArray[np.float64]) -> Iterable[Proposal]:
+def _pairs(flow: sparse.csr_array) -> Iterable[Proposal]:
     forward, _ = _shares(flow)
-    mutual = np.triu(np.minimum(forward, forward.T) >= PAIR_SHARE, k=1)
-    for a, b in np.argwhere(mutual).tolist():
-        yield Proposal(((a,), (b,)), "pair")
+    leads = sparse.csr_array((forward, flow.indices, flow.indptr), shape=flow.shape)
+    for a, b in _entries(leads.minimum(leads.T), PAIR_SHARE):
+        if a < b:
+            yield Proposal(((a,), (b,)), "pair")
 
 
-def _chains(flow: NDArray[np.float64]) -> Iterable[Proposal]:
-    forward, backward = _shares(flow)
-    links = nx.DiGraph(np.argwhere(np.minimum(forward, backward) >= CHAIN_SHARE).tolist())
+def _chains(flow: sparse.csr_array) -> Iterable[Proposal]:
+    least = np.minimum(*_shares(flow))
+    both_ways = sparse.csr_array((least, flow.indices, flow.indptr), shape=flow.shape)
+    links = nx.DiGraph(_entries(both_ways, CHAIN_SHARE))
     for part in sorted(sorted(part) for part in nx.weakly_connected_components(links)):
         line = links.subgraph(part)
         if not nx.is_directed_acyclic_graph(line):
@@ -136,41 +145,52 @@ def _chains(flow: NDArray[np.float64]) -> Iterable[Proposal]:
             yield Proposal(tuple(places), "chain")
 
 
-def _systems(flow: NDArray[np.float64]) -> Iterable[Proposal]:
-    both = flow + flow.T
-    sources, targets = np.nonzero(np.triu(both, k=1))
+def _entries(matrix: sparse.csr_array, least: float) -> list[tuple[int, int]]:
+    """List the entries of at least `least`, by row, then column."""
+    found = matrix.tocoo()
+    rows, columns = (places[found.data >= least].tolist() for places in found.coords)
+    return sorted(zip(rows, columns, strict=True))
+
+
+def _systems(flow: sparse.csr_array) -> Iterable[Proposal]:
+    both = (flow + flow.T).tocsr()
+    both.sort_indices()
+    ties = sparse.triu(both, k=1).tocsr().tocoo()
     graph = nx.Graph()
-    graph.add_weighted_edges_from(
-        zip(sources.tolist(), targets.tolist(), both[sources, targets].tolist(), strict=True)
-    )
+    edges = (*(places.tolist() for places in ties.coords), ties.data.tolist())
+    graph.add_weighted_edges_from(zip(*edges, strict=True))
+    total = both.sum(axis=1)
     for resolution in RESOLUTIONS:
         groups = nx.community.louvain_communities(graph, resolution=resolution, seed=0)
         parts = sorted(sorted(group) for group in groups)
         for group in [*parts, *_unions(both, parts)]:
-            features = _core(flow, group)
+            features = _core(both, total, group)
             if 3 <= len(features) <= MAX_FEATURES:
                 yield Proposal(tuple((feature,) for feature in features), "system")
 
 
-def _unions(both: NDArray[np.float64], parts: list[list[int]]) -> Iterable[list[int]]:
+def _unions(both: sparse.csr_array, parts: list[list[int]]) -> Iterable[list[int]]:
     """Join each community with the one to which it is tied most: two halves of one language."""
-    if len(parts) < 2:
-        return
-    ties = np.array([[both[np.ix_(a, b)].sum() for b in parts] for a in parts])
-    np.fill_diagonal(ties, 0.0)
+    sizes = [len(part) for part in parts]
+    members = [feature for part in parts for feature in part]
+    part_of = np.zeros(both.shape[0], np.int64)
+    part_of[members] = np.repeat(np.arange(len(parts)), sizes)
     for at, part in enumerate(parts):
-        if ties[at].max() > 0:
-            yield sorted(part + parts[int(np.argmax(ties[at]))])
+        rows = both[part]
+        ties = np.bincount(part_of[rows.indices], weights=rows.data, minlength=len(parts))
+        ties[at] = 0.0
+        if ties.max() > 0:
+            yield sorted(part + parts[int(np.argmax(ties))])
 
 
-def _core(flow: NDArray[np.float64], group: list[int]) -> tuple[int, ...]:
+def _core(both: sparse.csr_array, total: NDArray[np.float64], group: list[int]) -> tuple[int, ...]:
     """Drop members, one at a time, most of whose flow leaves the group."""
-    both = flow + flow.T
-    total = both.sum(axis=1)
-    while len(group) > 2:
-        inside = both[np.ix_(group, group)].sum(axis=1) / total[group]
+    among = both[group][:, group]
+    is_left = np.ones(len(group), dtype=bool)
+    while is_left.sum() > 2:
+        inside = np.where(is_left, among @ is_left.astype(np.float64) / total[group], np.inf)
         weakest = int(np.argmin(inside))
         if inside[weakest] >= MIN_INSIDE:
             break
-        group = [feature for feature in group if feature != group[weakest]]
-    return tuple(group)
+        is_left[weakest] = False
+    return tuple(feature for feature, stays in zip(group, is_left, strict=True) if stays)

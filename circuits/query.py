@@ -38,7 +38,10 @@ def find_motifs(graph: FeatureGraph, motif: str, *, limit: int = 100) -> pl.Data
         raise ValueError(f"there is no motif {motif!r}; motifs are {', '.join(MOTIFS)}")
     if limit < 1:
         raise ValueError(f"limit must be >= 1, got {limit}")
-    found = finders[motif](graph.edges.select("source", "target", "score"))
+    best_first = graph.edges.select("source", "target", "score").sort(
+        ["score", "source", "target"], descending=[True, False, False]
+    )
+    found = finders[motif](best_first)
     frame = pl.DataFrame([(motif, *row) for row in found], schema=SCHEMA, orient="row")
     return frame.sort(["score", "features"], descending=[True, False]).head(limit)
 

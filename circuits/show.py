@@ -17,6 +17,7 @@ import polars as pl
 
 from circuits.lettering import shown_label, shown_token
 from circuits.states import has_next
+from sae_core.files import parquet_columns
 from sae_core.store import iter_token_shards, token_files
 from sae_core.tokens import visible
 
@@ -202,7 +203,7 @@ def _neighbours(run: Run, edges: pl.DataFrame, end: str) -> list[dict[str, Any]]
 def _examples(run: Run, hits_of: Callable[[TokenTable], _Hits]) -> list[dict[str, Any]]:
     """Give the text around the best hits of all shards, one a document while there are others."""
     files = token_files(run.path)
-    if not files or "features" not in pl.read_parquet_schema(files[0]):
+    if not files or "features" not in parquet_columns(files[0]):
         return []
     names = run.vocabulary.sort("token_id")["token_str"].to_list()
     sources = dict(run.documents.select("doc_id", "source").iter_rows())

@@ -26,7 +26,7 @@ from sae_core.byte_tokenizer import ByteTokenizer
 from sae_core.corpus import plan_documents
 from sae_core.embedded import TOKENIZER_FILE, embedded_model, tokenizer_path
 from sae_core.errors import ModelError, SaeError, StoreError
-from sae_core.files import write_bytes
+from sae_core.files import DirectoryLock, read_parquet, write_bytes
 from sae_core.schema import TokenTable
 from sae_core.store import is_run
 
@@ -52,12 +52,9 @@ def automata_rows(run: Path, *, say: Callable[[str], None]) -> list[dict[str, An
         The rows of `automata/index.parquet`, best first.
     """
     opened = open_run(run)
-    found = find_automata(opened)
-    write_automata(run, found)
-    if not found:
-        n_edges = len(opened.graph.edges)
-        tried = f"none of the sets that its {n_edges:,} edges propose runs; give more text"
-        say(f"No automaton was found: {opened.graph.reason or tried}.")
+    with DirectoryLock(run):
+        found = find_automata(opened, progress=say)
+        write_automata(run, found)
     return index_frame(found).to_dicts()
 
 
@@ -243,7 +240,7 @@ def _is_drawn(run: Path, out: Path) -> bool:
     index = run / "automata" / "index.parquet"
     if not (index.is_file() and (out / "index.html").is_file()):
         return False
-    names = pl.read_parquet(index)["name"]
+    names = read_parquet(index)["name"]
     return all((out / "automata" / f"{name}.svg").is_file() for name in names) and bool(
         opened.manifest.complete
     )

@@ -25,18 +25,22 @@ import polars as pl
 from sae_core import statistics
 from sae_core.corpus import plan_documents
 from sae_core.errors import StoreMismatchError, TextError
-from sae_core.files import DirectoryLock, sha256_of, write_parquet
+from sae_core.files import DirectoryLock, read_parquet, sha256_of, write_parquet
 from sae_core.language_model import LanguageModel, check_fits, load_model
 from sae_core.logits import LogitEffects
 from sae_core.output import open_manifest, refuse_foreign
+from sae_core.repair import Repair, refuse_damaged
 from sae_core.run_writer import vocabulary_frame
-from sae_core.running_sums import PARTS, RunningSums
+from sae_core.running_sums import RunningSums
 from sae_core.sae import SparseAutoencoder, load_sae
 from sae_core.schema import GatherSettings
 from sae_core.shards import ShardWriter
 from sae_core.store import (
     DOCUMENT_SCHEMA,
+    PARTS,
     Manifest,
+    read_documents,
+    read_manifest,
     write_manifest,
 )
 from sae_core.window_stream import WindowRow, batched, iter_windows
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from sae_core.corpus import DocumentPlan
+    from sae_core.statistics import Statistics
 
 SHARD_WINDOWS = (
     512  # about 100,000 tokens: a crash loses seconds, and a table of 10^7 tokens has 100 files
@@ -89,6 +94,7 @@ def gather(
     keep_acts: bool = True,
     force: bool = False,
     skip_bad_rows: bool = False,
+    repair: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> GatherResult:
     """Read texts with a model and a dictionary into a run directory.
@@ -104,6 +110,7 @@ def gather(
         keep_acts: write activations beside the sums; automata need them.
         force: replace a run of other settings.
         skip_bad_rows: count and skip unreadable rows of JSONL and Parquet inputs.
+        repair: compute those files of a run again that are not as they were written, and no others.
         progress: is called with the bytes of text read so far, after each shard.
 
     Returns:
@@ -112,8 +119,11 @@ def gather(
     Raises:
         TextError: nothing to read.
         ModelError, SaeError: model, dictionary and hook point do not fit.
-        StoreError: `out` is not ours, locked, or of other settings.
+        StoreError: `out` is not ours, locked, damaged, or of other settings.
+        ValueError: held_out is no share, or both `force` and `repair` are asked for.
     """
+    if force and repair:
+        raise ValueError("a run is replaced (force) or repaired (repair), not both; choose one")
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out must be in [0, 1), got {held_out}")
     plan = plan_documents([str(text) for text in texts], skip_bad_rows=skip_bad_rows)
@@ -138,11 +148,16 @@ def gather(
     )
     run = Path(out)
     refuse_foreign(run)
+    if repair:
+        read_manifest(run)  # one that is not there is not begun
     with DirectoryLock(run):
         manifest = open_manifest(run, settings, force=force)
-        if manifest.complete:
+        if manifest.complete and not repair:
             return _result(run, manifest, 0)
         worker = _Gatherer(run, settings, reader, dictionary, plan)
+        if repair:
+            return worker.repair(manifest, progress)
+        refuse_damaged(run)
         return worker.work(manifest, worker.windows(), progress)
 
 
@@ -166,6 +181,18 @@ class _Gatherer:
         self.shards = ShardWriter(
             run, settings, model=model, sae=sae, effects=self.effects, sums=self.sums
         )
+
+    def repair(self, manifest: Manifest, progress: Callable[[int], None] | None) -> GatherResult:
+        """Make what is damaged again; then go on, where the run is not finished."""
+        done = Repair(self.run, manifest, self.shards, self._write_tables).work(self.windows())
+        result = (
+            _result(self.run, manifest, 0)
+            if manifest.complete
+            else self.work(manifest, self.windows(), progress)
+        )
+        said = tuple(f"{self.run / file} was damaged, and is whole again." for file in done.files)
+        n_new = result.n_new_tokens + done.n_tokens
+        return replace(result, n_new_tokens=n_new, sentences=(*said, *result.sentences))
 
     def work(
         self,
@@ -193,7 +220,7 @@ class _Gatherer:
         return replace(result, sentences=(*self.plan.counts.sentences(), *self._warnings()))
 
     def _warnings(self) -> list[str]:
-        held_out = pl.read_parquet(self.run / "documents.parquet")["held_out"]
+        held_out = read_documents(self.run)["held_out"]
         if not held_out.all() or self.settings.held_out > HALF:
             return []
         return ["Every document is held out, so nothing is counted; give more, or --held-out 0"]
@@ -213,18 +240,9 @@ class _Gatherer:
 
     def _finish(self, manifest: Manifest) -> Manifest:
         parts = [self.run / PARTS / shard.name for shard in manifest.shards]
-        documents = _merge_documents([pl.read_parquet(p / "documents.parquet") for p in parts])
-        sums = self.sums.total()
-        vocabulary = vocabulary_frame(self.model.vocabulary)
-        top = self.effects.top_tokens(vocabulary)
+        documents = [read_parquet(part / "documents.parquet") for part in parts]
         shutil.rmtree(self.run / "statistics", ignore_errors=True)
-        statistics.save(sums, self.run / "statistics")
-        write_parquet(self.run / "documents.parquet", documents)
-        write_parquet(self.run / "vocabulary.parquet", vocabulary)
-        write_parquet(self.run / "logit_effects.parquet", top)
-        write_parquet(
-            self.run / "features.parquet", statistics.features_table(sums, vocabulary, top)
-        )
+        self._write_tables(self.run, documents, self.sums.total())
         tables = [self.run.glob("*.parquet"), (self.run / "statistics").glob("*.parquet")]
         digests = {
             str(file.relative_to(self.run)): sha256_of(file)
@@ -243,9 +261,23 @@ class _Gatherer:
         shutil.rmtree(self.run / PARTS, ignore_errors=True)
         return finished
 
+    def _write_tables(self, folder: Path, documents: list[pl.DataFrame], sums: Statistics) -> None:
+        """Write the tables of the whole run, from the documents of each shard and the sums."""
+        vocabulary = vocabulary_frame(self.model.vocabulary)
+        top = self.effects.top_tokens(vocabulary)
+        statistics.save(sums, folder / "statistics")
+        tables = {
+            "documents": _merge_documents(documents),
+            "vocabulary": vocabulary,
+            "logit_effects": top,
+            "features": statistics.features_table(sums, vocabulary, top),
+        }
+        for name, table in tables.items():
+            write_parquet(folder / f"{name}.parquet", table)
+
 
 def _result(run: Path, manifest: Manifest, n_new: int) -> GatherResult:
-    documents = pl.scan_parquet(run / "documents.parquet").select(pl.len()).collect().item()
+    documents = len(read_documents(run))
     n_tokens = sum(shard.n_tokens for shard in manifest.shards)
     return GatherResult(run, n_tokens, documents, n_new, dict(manifest.notes))
 

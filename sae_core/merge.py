@@ -1,8 +1,8 @@
 """Several runs of one model and dictionary -> one run: sums of sums, tokens one after the other.
 
 1. Runs of other models, dictionaries or settings, and runs that share a document, are refused.
-2. The runs are put in an order of their own, by their first document's hash, so that the order in
-   which they are given makes no difference to any byte.
+2. The runs are put in an order of their own, by the hashes of their documents and tokens, so that
+   the order in which they are given makes no difference to any byte.
 3. Documents and windows are numbered anew; the sums are added up; what follows from them is made
    again.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +54,16 @@ class _Part:
     manifest: Manifest
     documents: pl.DataFrame
 
+    digests: dict[int, str]
+    """Hash of each document's text by its id, or of its tokens where that is not known; none where
+    it has no tokens."""
+
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, str, str]:
         """What the runs are ordered by."""
-        return self.documents["sha256"][0], sha256_of(self.path / "documents.parquet")
+        tokens = "".join(map(sha256_of, token_files(self.path)))
+        digest = hashlib.sha256(tokens.encode()).hexdigest()
+        return self.documents["sha256"][0] or "", sha256_of(self.path / "documents.parquet"), digest
 
 
 def merge_runs(
@@ -98,10 +104,22 @@ def _opened(run: Path, target: Path) -> _Part:
         raise StoreError(f"{run} is not finished; run the same `circuits gather` again")
     for check in verify(run):
         if not check.ok:
-            raise StoreError(f"{run / check.file}: {check.reason}; gather {run} again")
+            raise StoreError(f"{run / check.file}: {check.reason}; repair {run} first")
     if documents.is_empty():
         raise StoreError(f"{run} has no documents; leave it out")
-    return _Part(run, manifest, documents)
+    return _Part(run, manifest, documents, _digests(run, documents))
+
+
+def _digests(run: Path, documents: pl.DataFrame) -> dict[int, str]:
+    known = {doc_id: text for doc_id, text in documents.select("doc_id", "sha256").rows() if text}
+    if len(known) == len(documents):
+        return known
+    hashes: dict[Any, Any] = defaultdict(hashlib.sha256)
+    for file in token_files(run):
+        frame = read_parquet(file).select("doc_id", "token_id")
+        for (doc_id,), rows in frame.group_by("doc_id", maintain_order=True):
+            hashes[doc_id].update(rows["token_id"].to_numpy().astype("<u4").tobytes())
+    return {doc_id: digest.hexdigest() for doc_id, digest in hashes.items()} | known
 
 
 def _refuse_mixture(parts: Sequence[_Part]) -> None:
@@ -132,15 +150,19 @@ def _compared(part: _Part) -> dict[str, Any]:
 def _refuse_overlap(parts: Sequence[_Part]) -> None:
     seen: dict[str, tuple[Path, str]] = {}
     for part in parts:
-        for digest, source in part.documents.select("sha256", "source").rows():
+        named = {
+            part.digests[doc_id]: (part.path, source)
+            for doc_id, source in part.documents.select("doc_id", "source").rows()
+            if doc_id in part.digests
+        }
+        for digest, (path, source) in named.items():
             if digest in seen:
                 other, known = seen[digest]
                 raise StoreMismatchError(
-                    f"{part.path} and {other} both hold the document {source} ({known} there); "
+                    f"{path} and {other} both hold the document {source} ({known} there); "
                     "counts would double; gather them without it"
                 )
-            if digest:
-                seen[digest] = part.path, source
+        seen |= named
 
 
 def _settings(parts: Sequence[_Part]) -> GatherSettings:
@@ -213,6 +235,11 @@ def _copied(
 
 
 def _shifted(frame: pl.DataFrame, by: dict[str, int]) -> pl.DataFrame:
+    """Raise ids; polars would let 32 bits overflow."""
+    for name, n in by.items():
+        most: Any = frame[name].max()
+        if (most or 0) + n >= 1 << 32:
+            raise StoreError(f"the runs hold 2^32 different {name} or more; merge fewer of them")
     return frame.with_columns((pl.col(name) + n).cast(pl.UInt32) for name, n in by.items())
 
 

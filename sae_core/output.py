@@ -2,7 +2,9 @@
 
 1. A file, or a folder that holds something else, is never touched.
 2. A run of the same settings is gone on with; of other settings, the field that differs is named.
-3. With `force` a run, and only a run, is replaced whole.
+3. With `force` a run, and only a run, is replaced whole. Its manifest goes first, so that a crash
+   leaves no manifest that names what is gone; what is left of the old run then goes with the next
+   call.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 from sae_core import __version__
 from sae_core.errors import StoreError, StoreMismatchError
 from sae_core.files import LOCK_NAME
-from sae_core.store import MANIFEST, Manifest, is_run, read_manifest, write_manifest
+from sae_core.store import MANIFEST, PARTS, Manifest, is_run, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from sae_core.schema import GatherSettings
 
+LATER = ("statistics", "graph", "automata", "truth")  # made from a finished run
 NAMES = frozenset({"model", "sae"})  # names are for people; the hashes decide
 
 
@@ -61,12 +64,15 @@ def open_manifest(run: Path, settings: GatherSettings, *, force: bool) -> Manife
     if is_run(run) and not force:
         found = read_manifest(run)
         _refuse_other(run, found.settings, fresh.settings)
+        if not found.complete:
+            _remove_unnamed(run, found)
         return found
-    if is_run(run):
-        for path in run.iterdir():
-            if path.name != LOCK_NAME:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    had_run = is_run(run)
     write_manifest(run, fresh)
+    if had_run:
+        for path in run.iterdir():
+            if path.name not in {LOCK_NAME, MANIFEST}:
+                _remove(path)
     return fresh
 
 
@@ -83,6 +89,23 @@ def _refuse_other(run: Path, found: Mapping[str, object], wanted: Mapping[str, o
             f"{run} was made with {name} {found.get(name)!r}, now {wanted[name]!r} is asked for; "
             "choose another folder with -o, or replace it with --force"
         )
+
+
+def _remove_unnamed(run: Path, manifest: Manifest) -> None:
+    """Remove what an unfinished run cannot have yet: it is of one that was being replaced."""
+    for path in [*(run / name for name in LATER), *run.glob("*.parquet")]:
+        _remove(path)
+    named = {shard.name for shard in manifest.shards}
+    for path in [*(run / "tokens").glob("*.parquet"), *(run / PARTS).glob("*")]:
+        if path.stem not in named:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_leftover(path: Path) -> bool:

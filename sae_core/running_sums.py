@@ -17,7 +17,7 @@ import numpy as np
 from sae_core import statistics
 from sae_core.files import read_parquet
 from sae_core.schema import TokenTable
-from sae_core.store import read_token_file, select_tokens, write_tokens
+from sae_core.store import PARTS, read_token_file, select_tokens, write_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sae_core.schema import GatherSettings
     from sae_core.statistics import Statistics
 
-PARTS = "parts"
 GROUP_ENTRIES = 1 << 23  # features that fire, of shards counted together: 100 MB that wait
 
 
@@ -48,6 +47,11 @@ class RunningSums:
             else:
                 self._waiting.append(self._read_back(name))
 
+    def count_again(self, shards: list[str]) -> Statistics:
+        """Count shards that were counted together before."""
+        self._waiting = [self._read_back(name) for name in shards]
+        return self._count_waiting()
+
     def add(self, name: str, tokens: TokenTable) -> None:
         """Add a shard whose tokens are written.
 
@@ -56,13 +60,17 @@ class RunningSums:
             tokens: those that are counted, without the held-out documents.
         """
         part = self.run / PARTS / name
-        if not self.settings.keep_acts:
-            write_tokens(part / "tokens.parquet", tokens, keep_acts=True)
+        self.keep(name, tokens)
         self._waiting.append(tokens)
         if sum(len(table.features) for table in self._waiting) >= GROUP_ENTRIES:
             statistics.save(self._count_waiting(), part / "statistics")
             self._counted.append(part / "statistics")
             self._waiting = []
+
+    def keep(self, name: str, tokens: TokenTable) -> None:
+        """Write what a shard is counted from, where its own file of tokens holds no activations."""
+        if not self.settings.keep_acts:
+            write_tokens(self.run / PARTS / name / "tokens.parquet", tokens, keep_acts=True)
 
     def total(self) -> Statistics:
         """Count what waits and add up everything."""

@@ -19,9 +19,9 @@ import torch
 
 from sae_core.errors import ModelError
 from sae_core.files import sha256_of, write_parquet
-from sae_core.running_sums import PARTS, joined_tables
+from sae_core.running_sums import joined_tables
 from sae_core.schema import Shard, TokenTable
-from sae_core.store import DOCUMENT_SCHEMA, select_tokens, write_tokens
+from sae_core.store import DOCUMENT_SCHEMA, PARTS, select_tokens, write_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,21 +84,33 @@ class ShardWriter:
             ModelError: the model or the dictionary gives a number that is not finite.
             StoreError: the disk is full, or not to be written.
         """
+        table = self.compute(windows)
+        part = self.run / PARTS / name
+        shutil.rmtree(part, ignore_errors=True)
+        self.write_files(self.run, name, windows, table)
+        self.sums.add(name, counted_tokens(windows, table))
+        files = [self.run / f"tokens/{name}.parquet", *sorted(part.rglob("*.parquet"))]
+        digests = {str(file.relative_to(self.run)): sha256_of(file) for file in files}
+        return Shard(name, len(table.token_ids), len(windows), digests)
+
+    def compute(self, windows: list[WindowRow]) -> TokenTable:
+        """Read windows with the model and the dictionary; nothing is written.
+
+        Raises:
+            ModelError: the model or the dictionary gives a number that is not finite.
+        """
         tables = [
             self._table(windows[at : at + BATCH_WINDOWS])
             for at in range(0, len(windows), BATCH_WINDOWS)
         ]
-        table = joined_tables(tables)
-        part = self.run / PARTS / name
-        shutil.rmtree(part, ignore_errors=True)
-        write_tokens(self.run / f"tokens/{name}.parquet", table, keep_acts=self.settings.keep_acts)
-        write_parquet(part / "documents.parquet", _document_rows(windows, table))
-        held_out = np.array([row.document.held_out for row in windows], dtype=np.bool_)
-        counted = ~held_out[table.window_ids - windows[0].window_id]
-        self.sums.add(name, select_tokens(table, counted))
-        files = [self.run / f"tokens/{name}.parquet", *sorted(part.rglob("*.parquet"))]
-        digests = {str(file.relative_to(self.run)): sha256_of(file) for file in files}
-        return Shard(name, len(table.token_ids), len(windows), digests)
+        return joined_tables(tables)
+
+    def write_files(
+        self, folder: Path, name: str, windows: list[WindowRow], table: TokenTable
+    ) -> None:
+        """Write a shard's tokens and documents below a folder."""
+        write_tokens(folder / f"tokens/{name}.parquet", table, keep_acts=self.settings.keep_acts)
+        write_parquet(folder / PARTS / name / "documents.parquet", document_rows(windows))
 
     def _table(self, windows: list[WindowRow]) -> TokenTable:
         batch = _batch_of(windows, self.settings.n_ctx, self.model.start_token)
@@ -149,6 +161,23 @@ class ShardWriter:
         )
 
 
+def counted_tokens(windows: list[WindowRow], table: TokenTable) -> TokenTable:
+    """Give the tokens of a shard that are counted, without the held-out documents."""
+    held_out = np.array([row.document.held_out for row in windows], dtype=np.bool_)
+    return select_tokens(table, ~held_out[table.window_ids - windows[0].window_id])
+
+
+def document_rows(windows: list[WindowRow]) -> pl.DataFrame:
+    """Give the rows of documents.parquet for the documents of a shard, its own tokens counted."""
+    n_tokens: Counter[int] = Counter()
+    rows: dict[int, DocumentRow] = {}
+    for window in windows:
+        rows[window.document.doc_id] = window.document
+        n_tokens[window.document.doc_id] += len(window.token_ids) - window.n_warm
+    records = [row._asdict() | {"n_tokens": n_tokens[key]} for key, row in rows.items()]
+    return pl.DataFrame(records, schema=DOCUMENT_SCHEMA)
+
+
 def _is_bad(
     acts: SparseActs, values: NDArray[np.float32], scale: NDArray[np.floating]
 ) -> NDArray[np.bool_]:
@@ -191,10 +220,3 @@ def _columns(windows: list[WindowRow]) -> list[np.ndarray]:
         joined([row.byte_start[row.n_warm :] for row in windows], np.int64),
         joined([row.byte_end[row.n_warm :] for row in windows], np.int64),
     ]
-
-
-def _document_rows(windows: list[WindowRow], table: TokenTable) -> pl.DataFrame:
-    n_tokens = Counter(table.doc_ids.tolist())
-    rows: dict[int, DocumentRow] = {row.document.doc_id: row.document for row in windows}
-    records = [row._asdict() | {"n_tokens": n_tokens[key]} for key, row in rows.items()]
-    return pl.DataFrame(records, schema=DOCUMENT_SCHEMA)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MANIFEST = "manifest.json"
+PARTS = "parts"  # what an unfinished run keeps of each shard
 REQUIRED_KEYS = ("format", "format_version", "d_sae", "d_vocab")
 TOKEN_SCHEMA = {
     "doc_id": pl.UInt32,
@@ -56,6 +57,7 @@ DOCUMENT_SCHEMA = {
     "n_tokens": pl.Int64,
     "held_out": pl.Boolean,
 }
+STRANGER = "no shard of this run, though it would be read as one; move it elsewhere"
 VOCABULARY_SCHEMA = {"token_id": pl.UInt32, "token_bytes": pl.Binary, "token_str": pl.String}
 
 
@@ -230,9 +232,11 @@ def verify(run: Path) -> list[FileCheck]:
     if not manifest.complete:
         rows[0] = FileCheck(MANIFEST, ok=False, reason="not finished; run `circuits gather` again")
     wanted = {file: digest for shard in manifest.shards for file, digest in shard.sha256.items()}
-    for file, digest in (wanted | manifest.files).items():
-        rows.append(_check_file(run / file, file, digest))
-    return rows
+    wanted |= manifest.files
+    rows += [_check_file(run / file, file, digest) for file, digest in wanted.items()]
+    shards = [f"tokens/{path.name}" for path in token_files(run)] if manifest.shards else []
+    strangers = [file for file in shards if file not in wanted and manifest.complete]
+    return rows + [FileCheck(file, ok=False, reason=STRANGER) for file in strangers]
 
 
 def _check_file(path: Path, file: str, digest: str) -> FileCheck:

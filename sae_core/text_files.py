@@ -171,7 +171,7 @@ def _schema_with_text(file: PlannedFile) -> dict[str, pl.DataType]:
             f"{shown(file.path)} is a packed Parquet file; expected a plain one; unpack it first"
         )
     try:
-        schema = pl.read_parquet_schema(file.path)
+        schema = pl.scan_parquet(file.path, glob=False).collect_schema()
     except (pl.exceptions.PolarsError, OSError, UnicodeError) as err:
         raise TextError(
             f"{shown(file.path)} is not a whole Parquet file ({_first_line(err)}); write it again"

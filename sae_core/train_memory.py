@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sae_core.errors import SaeError
 from sae_core.learner import AUX_ROWS
-from sae_core.memory import free_memory
+from sae_core.memory import free_memory, megabytes
 from sae_core.objectives import LEVELS
 from sae_core.screening import LEAST_FEATURES, has_bfloat16_products
 from sae_core.sparse_engine import DENSE, DENSE_VALUES
@@ -120,18 +120,18 @@ def rows_that_fit(need: Need, free: Free | None, say: Callable[[str], None]) -> 
     Raises:
         SaeError: not even a few rows fit; nothing was begun.
     """
-    line = f"about {_said(need.total(need.n_rows))} of memory is needed"
+    line = f"about {megabytes(need.total(need.n_rows))} of memory is needed"
     if free is None:
         say(line)
         return need.n_rows
     least = need.total(min(need.n_rows, LEAST_ROWS))
     if least > free.n_bytes:
         raise SaeError(
-            f"the training needs {_said(least)} of memory at the least, and {free.limit} leaves "
-            f"{_said(free.n_bytes)}; {ADVICE}; nothing was begun, and what was finished is kept"
+            f"the training needs {megabytes(least)} of memory at the least, and {free.limit} leaves "
+            f"{megabytes(free.n_bytes)}; {ADVICE}; nothing was begun, and what was finished is kept"
         )
     n_rows = min(need.n_rows, (free.n_bytes - need.total(0)) // need.a_row)
-    line += f", {free.limit} leaves {_said(free.n_bytes)}"
+    line += f", {free.limit} leaves {megabytes(free.n_bytes)}"
     if n_rows < need.n_rows:
         line += (
             f": {n_rows} rows of a batch at a time instead of {need.n_rows}, with the same result "
@@ -162,7 +162,3 @@ def _need_of(config: TrainSaeConfig) -> Need:
         a_row=FLOAT * d_sae + ENTRY * n_kept,
         n_rows=min(config.batch_size, SLAB_ROWS),
     )
-
-
-def _said(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.0f} MB"
