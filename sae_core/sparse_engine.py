@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GATHERED = 1 << 16  # entries whose decoder rows are gathered at once (134 MB at d_in 512)
-FEWEST_GATHERED = 1 << 10  # and at least, however small the portions of rows become
 DENSE = 1 / 32  # share of features active above which dense products are faster
 DENSE_VALUES = 1 << 25  # of dense activations at once (134 MB)
 ROW_WORK = 12  # entries that cost as much as moving one feature's weights
@@ -178,14 +177,14 @@ class TorchEngine:
                 for level, end in enumerate(ends):
                     miss[level, some] += acts[:, :end] @ self.dec[:end]
         else:
-            for some in self._gathers(len(rows)):
+            for some in self._gathers(active):
                 part = active.acts[some, None] * self.dec[active.ids[some]]
                 for level in range(len(ends)):
                     reaches = levels[some] <= level
                     miss[level].index_add_(0, rows[some][reaches], part[reaches])
         errors = miss.square().sum(dim=2)
         miss = miss.flip(0).cumsum(0).flip(0)
-        for some in self._gathers(len(rows)):
+        for some in self._gathers(active):
             found = miss[levels[some], rows[some]]
             slopes[some] = (found * self.dec[active.ids[some]]).sum(dim=1)
         return Missed(miss, errors, slopes, ends)
@@ -212,9 +211,10 @@ class TorchEngine:
         size = min(self.portions.size, max(1, DENSE_VALUES // len(self.enc)))
         yield from (slice(at, min(at + size, n)) for at in range(0, n, size))
 
-    def _gathers(self, m: int) -> Iterator[slice]:
-        """Give portions of m entries whose decoder rows fit into memory."""
-        size = min(max(self.portions.size, FEWEST_GATHERED), GATHERED)
+    def _gathers(self, active: Active) -> Iterator[slice]:
+        """Give portions of the entries, as many as portions of rows have, that fit into memory."""
+        m, n = len(active.ids), len(active.indptr) - 1
+        size = max(1, min(self.portions.size * m // max(1, n), GATHERED))
         yield from (slice(at, at + size) for at in range(0, m, size))
 
     def _dense(self, active: Active, rows: Tensor, values: Tensor, some: slice) -> Tensor:
@@ -237,7 +237,7 @@ class TorchEngine:
                 for begin, end, miss in zip([0, *ends], ends, missed.miss, strict=False):
                     grads[2][begin:end] += acts[:, begin:end].T @ miss[some]
             return grads
-        for some in self._gathers(len(rows)):
+        for some in self._gathers(active):
             ids, row = active.ids[some], rows[some]
             grads[0].index_add_(0, ids, missed.slopes[some, None] * x[row])
             grads[1].index_add_(0, ids, missed.slopes[some])

@@ -60,7 +60,7 @@ def test_the_two_commands_stand_alone_and_first() -> None:
         assert len(block.splitlines()) == 1
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install ")
     assert first.rstrip().endswith("&& .venv/bin/circuits demo")
-    assert second.rstrip().endswith('&& .venv/bin/pytest -m "not long"')
+    assert second.rstrip().endswith('&& .venv/bin/pytest -n auto -m "not long"')
 
 
 def test_every_picture_and_file_named_is_there() -> None:
