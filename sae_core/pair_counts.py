@@ -13,7 +13,7 @@ Each job owns what it writes, so the counts do not depend on the number of threa
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,23 +79,26 @@ def count_pairs(
         n_fires = _firings(pool, indptr, features, cuts, d_sae)
         text, frequent = _ranked(indptr, features, joined, n_fires.sum(0))
         rare = _packed(pool, text, cuts, n_fires, len(frequent))
-        groups = range(-(-len(frequent) // GROUP))
-        to_groups = np.zeros((len(groups), d_sae, GROUP), np.uint32)
-        from_groups = np.zeros((len(groups), d_sae, GROUP), np.uint32)
+        shape = (-(-len(frequent) // GROUP), d_sae, GROUP)
+        to_groups, from_groups = (np.zeros(shape, np.uint32) for _ in range(2))
         before = [
-            pool.submit(pair_loops.count_to_group, text, k, rare, _counters(to_groups[k]))
-            for k in groups
+            pool.submit(pair_loops.count_to_group, text, k, rare, _counters(counts))
+            for k, counts in enumerate(to_groups)
         ]
         beside = [
-            pool.submit(pair_loops.count_from_group, text, k, _counters(from_groups[k]))
-            for k in groups
+            pool.submit(pair_loops.count_from_group, text, k, _counters(counts))
+            for k, counts in enumerate(from_groups)
         ]
-        for job in before:
-            job.result()
+        _wait(before)
         pieces, sizes = _rare_rows(pool, rare, frequent, to_groups, len(joined))
-        for job in beside:
-            job.result()
+        _wait(beside)
         return _placed(pool, rare, frequent, from_groups, pieces, sizes)
+
+
+def _wait(jobs: list[Future[None]]) -> None:
+    """Wait for jobs; an error of one is raised here."""
+    for job in jobs:
+        job.result()
 
 
 def _firings(
