@@ -19,7 +19,6 @@ Other trainers need an environment of their own, given by `--peers`:
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from worker import Worker
 
 from sae_core import shards
 from sae_core.activations import ModelSource
@@ -43,42 +43,22 @@ BATCH = 2048
 TURN = 20  # steps
 
 
-class Contestant:
-    """A trainer in a process of its own, that waits for its turn."""
+class Contestant(Worker):
+    """A trainer, that waits for its turn."""
 
     def __init__(self, python: str, name: str, file: Path, k: int) -> None:
-        self.name = name
-        words = [python, str(TRAINER), name, str(file), str(k)]
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        super().__init__(name, [python, str(TRAINER), name, str(file), str(k)])
         self.seconds: list[float] = []
-        self._answer()  # is ready
 
     def turn(self, n_steps: int) -> None:
         """Let it take so many steps."""
-        self.seconds.append(float(self._ask(str(n_steps))) / n_steps)
+        self.seconds.append(float(self.ask(str(n_steps))) / n_steps)
 
     def fvu(self) -> float:
         """Ask for the share of variance it misses on what it has not seen, and end it."""
-        missed = float(self._ask("fvu"))
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        missed = float(self.ask("fvu"))
+        self.end()
         return missed
-
-    def _ask(self, line: str) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("= "):  # anything else is what a library prints
-                return line[2:]
-        raise SystemExit(f"{self.name} ended: {self.process.wait()}")
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +30,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from worker import Worker
 
 from figures.tables import markdown, replace_block
 
@@ -75,41 +75,16 @@ HEAD = (
 )
 
 
-class Contestant:
-    """A counter in a process of its own, that waits for its turn."""
+class Contestant(Worker):
+    """A counter, that waits for its turn."""
 
     def __init__(self, python: str, name: str, folder: Path, d_sae: int) -> None:
-        self.name = name
-        words = [python, str(COUNTER), name, str(folder), str(d_sae)]
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        super().__init__(name, [python, str(COUNTER), name, str(folder), str(d_sae)])
         self.seconds: list[float] = []
-        self._answer()  # is ready
 
     def turn(self) -> None:
         """Let it count once."""
         self.seconds.append(float(self.ask("count")))
-
-    def ask(self, line: str) -> str:
-        """Give the answer to a line."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def end(self) -> None:
-        """End it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("= "):  # anything else is what a library prints
-                return line[2:].strip()
-        raise SystemExit(f"{self.name} ended: {self.process.wait()}")
 
 
 def main() -> None:

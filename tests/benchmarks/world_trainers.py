@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 from torch.nn import functional
+from worker import Worker
 
 from sae_core.learner import Learner
 from sae_core.sae import SaeConfig, SparseAutoencoder, load_sae
@@ -142,14 +142,7 @@ class SaeLens:
             "decay": round(DECAY_SHARE * n_steps),
             "dead_after": DEAD_AFTER,
         }
-        self.process = subprocess.Popen(
-            [python, str(PEER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._answer()  # is ready
+        self.worker = Worker(self.name, [python, str(PEER)], is_quiet=True)
 
     def train(
         self, x: NDArray[np.float32], variant: str, value: float, seed: int
@@ -164,10 +157,7 @@ class SaeLens:
 
     def ask(self, do: str, **words: Any) -> Any:
         """Let it do something; see `saelens_worlds.py`."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **words}) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
+        return json.loads(self.worker.ask(json.dumps({"do": do, **words})))
 
     def __enter__(self) -> Self:
         """Give itself; the process ends with the block."""
@@ -175,16 +165,7 @@ class SaeLens:
 
     def __exit__(self, *_: object) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("= "):  # anything else is what a library prints
-                return json.loads(line[2:])
-        raise SystemExit(f"SAELens ended: {self.process.wait()}; run {PEER} to see why")
+        self.worker.end()
 
 
 def tuned(
