@@ -35,7 +35,7 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from circuits.predicted import effects_in_context, predicted_effects
+from circuits.predicted import predicted_effects
 from sae_core.counting import transition_counts
 from sae_core.statistics import NATS_UNIT
 
@@ -49,6 +49,7 @@ __all__ = ["EdgeTables", "build_edges", "pair_table", "transition_counts"]
 MIN_PAIRS = 5  # with fewer, one repeated sentence makes an edge
 MIN_FIRES = 10  # a feature that fires less can reach no significant edge; it is not tested
 MAX_Q = 0.05  # one edge in twenty may be false
+IS_EDGE = (pl.col("q_value") < MAX_Q) & (pl.col("lift") > 1)
 MIN_LOOP_SHARE = 0.5  # a feature that stays on for less of what it promotes makes no long runs
 MIN_JACCARD = 0.4  # two features that each miss a quarter of one state's tokens share 0.6 of theirs
 Z_LOWER = 3.0  # standard errors below the estimate; about one false bound in 700 pairs
@@ -108,11 +109,11 @@ def build_edges(
         The tables; empty ones with a reason when no pair passes.
     """
     pairs = pair_table(statistics)
-    kept = pairs.filter((pl.col("q_value") < MAX_Q) & (pl.col("lift") > 1))
-    kept = kept.sort(["score", "source", "target"], descending=[True, False, False])
+    kept = pairs.filter(IS_EDGE).sort(
+        ["score", "source", "target"], descending=[True, False, False]
+    )
     edges = kept.with_columns(
-        predicted_effects(kept, statistics, logit_effects),
-        effects_in_context(kept, statistics, logit_effects),
+        *predicted_effects(kept, statistics, logit_effects),
         *(pl.lit(None, pl.Float64).alias(name) for name in ("causal", "causal_stderr")),
     )
     return EdgeTables(

@@ -37,15 +37,13 @@ if TYPE_CHECKING:
 
 MAX_NATS = 50.0  # exp of it is finite in float64; a larger effect is certainty anyway
 CHUNK = 1 << 16  # edges worked on at once
+COLUMNS = ("predicted", "predicted_in_context")
 
 
 def predicted_effects(
     edges: pl.DataFrame, statistics: Statistics, logit_effects: pl.DataFrame | None
-) -> pl.Series:
+) -> pl.DataFrame:
     """Give the predicted rise of P(target at p + 1) for a firing of the source at p.
-
-    Only listed tokens change their share, all others shrink alike, so the sum runs over listed
-    tokens.
 
     Args:
         edges: source, target.
@@ -53,48 +51,54 @@ def predicted_effects(
         logit_effects: feature_idx, token_id, nats_per_unit; None gives nulls.
 
     Returns:
-        A float column `predicted`, in -1..1, as long as `edges`.
+        Float columns `predicted`, in -1..1, and `predicted_in_context`, at most 1, as long as
+        `edges`.
     """
     if logit_effects is None or statistics.n_tokens == 0 or edges.is_empty():
-        return pl.Series("predicted", [None] * len(edges), dtype=pl.Float64)
-    shift, shrink = _shifts(statistics, _listed(logit_effects))
+        nothing = pl.Series([None] * len(edges), dtype=pl.Float64)
+        return pl.DataFrame(dict.fromkeys(COLUMNS, nothing))
+    listed = logit_effects.select(
+        pl.col("feature_idx", "token_id").cast(pl.UInt32),
+        pl.col("nats_per_unit").cast(pl.Float64),
+    ).unique(["feature_idx", "token_id"], keep="first", maintain_order=True)
+    strengths = _strengths(statistics, listed)
+    found = (
+        _without_context(edges, statistics, listed, strengths),
+        _in_context(edges, statistics, listed, strengths),
+    )
+    return pl.DataFrame(dict(zip(COLUMNS, found, strict=True)))
+
+
+def _without_context(
+    edges: pl.DataFrame,
+    statistics: Statistics,
+    listed: pl.DataFrame,
+    strengths: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(m,) only listed tokens change their share, all others shrink alike; the sum runs over them."""
+    shift, shrink = _shifts(statistics, listed, strengths)
     fires = _fires_on_token(statistics)
     density = statistics.n_fires / statistics.n_tokens
     source, target = edges["source"].to_numpy(), edges["target"].to_numpy()
-    values = shrink[source] * density[target]
+    values: NDArray[np.float64] = shrink[source] * density[target]
     for start in range(0, len(edges), CHUNK):
         rows = slice(start, start + CHUNK)
         product = shift[source[rows]].multiply(fires[target[rows]])
         values[rows] += np.asarray(product.sum(axis=1)).ravel()
-    return pl.Series("predicted", values)
+    return values
 
 
-def effects_in_context(
-    edges: pl.DataFrame, statistics: Statistics, logit_effects: pl.DataFrame | None
-) -> pl.Series:
-    """Give the predicted rise of P(target at p + 1), on the tokens that came after the source.
-
-    Args:
-        edges: source, target.
-        statistics: sums of the run.
-        logit_effects: feature_idx, token_id, nats_per_unit; None gives nulls.
-
-    Returns:
-        A float column `predicted_in_context`, at most 1, as long as `edges`.
-    """
-    if logit_effects is None or statistics.n_tokens == 0 or edges.is_empty():
-        return pl.Series("predicted_in_context", [None] * len(edges), dtype=pl.Float64)
+def _in_context(
+    edges: pl.DataFrame,
+    statistics: Statistics,
+    listed: pl.DataFrame,
+    strengths: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(m,) sums over the tokens that came after the source with the target firing on them."""
     ranked = edges.select("source", "target").with_row_index("rank")
     passed = (
-        statistics.edge_tokens.join(
-            ranked, on=["source", "target"], how="inner", maintain_order="left"
-        )
-        .join(
-            _shares_given(statistics, logit_effects),
-            on=["source", "token_id"],
-            how="left",
-            maintain_order="left",
-        )
+        statistics.edge_tokens.join(ranked, on=["source", "target"], how="inner")
+        .join(_shares_given(statistics, listed, strengths), on=["source", "token_id"], how="left")
         .sort("rank", "token_id")
         .select("rank", weight=pl.col("n_pairs") * pl.col("given"))
     )
@@ -102,16 +106,16 @@ def effects_in_context(
         passed["rank"].to_numpy(), weights=passed["weight"].to_numpy(), minlength=len(edges)
     )
     n_source = statistics.n_source[edges["source"].to_numpy()]
-    return pl.Series("predicted_in_context", total / np.maximum(n_source, 1))
+    return np.asarray(total / np.maximum(n_source, 1))
 
 
-def _shares_given(statistics: Statistics, logit_effects: pl.DataFrame) -> pl.DataFrame:
+def _shares_given(
+    statistics: Statistics, listed: pl.DataFrame, strengths: NDArray[np.float64]
+) -> pl.DataFrame:
     """Give source, token_id and `given`, the share of P(token) that goes with the source."""
-    listed = _listed(logit_effects)
     features = statistics.token_features.group_by("token_id").agg(pl.col("n_fires").sum())
     counts = statistics.token_counts[features["token_id"].to_numpy()]
     features = features.select("token_id", n_features=pl.col("n_fires") / pl.Series(counts))
-    strength = pl.Series(_strengths(statistics, listed))
     table = (
         statistics.edge_tokens.group_by("source", "token_id")
         .agg(pl.col("n_pairs").sum())
@@ -134,7 +138,7 @@ def _shares_given(statistics: Statistics, logit_effects: pl.DataFrame) -> pl.Dat
         .with_columns(came=pl.col("n_pairs") / pl.col("n_features"))
     )
     source, came = table["source"].to_numpy(), table["came"].to_numpy()
-    usual = pl.col("nats_per_unit") * strength.gather(table["source"])
+    usual = pl.col("nats_per_unit") * pl.Series(strengths[source])
     nats = table.select(pl.coalesce(pl.col("nats") / NATS_UNIT / pl.col("came"), usual, 0.0))
     left = np.exp(-np.clip(nats.to_series().to_numpy(), -MAX_NATS, MAX_NATS))
     norm, total = (
@@ -145,19 +149,12 @@ def _shares_given(statistics: Statistics, logit_effects: pl.DataFrame) -> pl.Dat
     return table.select("source", "token_id", given=pl.Series(given))
 
 
-def _listed(logit_effects: pl.DataFrame) -> pl.DataFrame:
-    return logit_effects.select(
-        pl.col("feature_idx", "token_id").cast(pl.UInt32),
-        pl.col("nats_per_unit").cast(pl.Float64),
-    ).unique(["feature_idx", "token_id"], keep="first", maintain_order=True)
-
-
 def _shifts(
-    statistics: Statistics, listed: pl.DataFrame
+    statistics: Statistics, listed: pl.DataFrame, strengths: NDArray[np.float64]
 ) -> tuple[sparse.csr_array, NDArray[np.float64]]:
     """Changes of next-token shares: (d_sae, d_vocab) listed tokens' own, (d_sae,) that of all."""
     feature, token = listed["feature_idx"].to_numpy(), listed["token_id"].to_numpy()
-    effect = _strengths(statistics, listed)[feature] * listed["nats_per_unit"].to_numpy()
+    effect = strengths[feature] * listed["nats_per_unit"].to_numpy()
     share = statistics.token_counts[token] / statistics.n_tokens
     raised = share * np.expm1(np.clip(effect, -MAX_NATS, MAX_NATS))
     norm = 1 + np.bincount(feature, weights=raised, minlength=statistics.d_sae)

@@ -61,7 +61,12 @@ class _Part:
     @property
     def key(self) -> tuple[str, str, str]:
         """What the runs are ordered by."""
-        tokens = "".join(map(sha256_of, token_files(self.path)))
+        known = {
+            file: made for shard in self.manifest.shards for file, made in shard.sha256.items()
+        }
+        tokens = "".join(
+            known.get(f"tokens/{file.name}") or sha256_of(file) for file in token_files(self.path)
+        )
         digest = hashlib.sha256(tokens.encode()).hexdigest()
         return self.documents["sha256"][0] or "", sha256_of(self.path / "documents.parquet"), digest
 

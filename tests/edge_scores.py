@@ -103,7 +103,7 @@ def without_onlookers(world: PlantedWorld) -> PlantedWorld:
 
 def called(pairs: pl.DataFrame) -> pl.DataFrame:
     """Give the pairs that `build_edges` keeps."""
-    return pairs.filter((pl.col("q_value") < MAX_Q) & (pl.col("lift") > 1))
+    return pairs.filter(evidence.IS_EDGE)
 
 
 def calls_of(world: PlantedWorld, pairs: pl.DataFrame) -> Calls:

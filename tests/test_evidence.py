@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from circuits.evidence import EDGE_SCHEMA, MIN_PAIRS, build_edges, pair_table
-from circuits.predicted import effects_in_context, predicted_effects
+from circuits.predicted import COLUMNS, predicted_effects
 from sae_core.run_writer import vocabulary_frame
 from sae_core.schema import TokenTable
 from sae_core.statistics import Statistics, collect, merge
@@ -235,7 +235,7 @@ def test_the_predicted_effect_is_that_of_its_formula() -> None:
         }
     )
     edges = pair_table(sums).select("source", "target")
-    found = predicted_effects(edges, sums, effects)
+    found = predicted_effects(edges, sums, effects)["predicted"]
     matrix = effects["nats_per_unit"].to_numpy().reshape(7, 5)
     unigram = sums.token_counts / sums.n_tokens
     fires = np.zeros((7, 5))
@@ -264,7 +264,7 @@ def test_the_effect_in_context_is_that_of_its_formula(seed: int) -> None:
         nats_per_unit=pl.Series([0.5, -1.0, 0.25])
     )
     edges = pair_table(sums).select("source", "target")
-    found = effects_in_context(edges, sums, effects)
+    found = predicted_effects(edges, sums, effects)["predicted_in_context"]
     fires = np.zeros((600, 6), np.bool_)
     fires[np.repeat(np.arange(600), 2), tokens.features] = True
     following = tokens.token_ids[1:]
@@ -279,8 +279,9 @@ def test_the_effect_in_context_is_that_of_its_formula(seed: int) -> None:
         expected = ((1 - left[following[mine]] / norm) * fires[mine + 1, j]).mean()
         assert value == pytest.approx(expected, abs=1e-5)
     assert np.abs(found.to_numpy()).max() > 1e-3
-    for effect in (predicted_effects, effects_in_context):
-        assert effect(edges, sums, None).null_count() == len(edges)
+    unknown = predicted_effects(edges, sums, None)
+    for name in COLUMNS:
+        assert unknown[name].null_count() == len(edges)
 
 
 def test_a_token_that_was_never_promoted_has_its_listed_effect() -> None:
@@ -294,5 +295,5 @@ def test_a_token_that_was_never_promoted_has_its_listed_effect() -> None:
         "source": pl.UInt32, "target": pl.UInt32
     })  # fmt: skip
     norm = (np.exp(-2) + np.exp(1)) / 2
-    found = effects_in_context(edges, sums, listed).to_list()
+    found = predicted_effects(edges, sums, listed)["predicted_in_context"].to_list()
     assert found == pytest.approx([0.5 * (1 - np.exp(-2) / norm), 0.5 * (1 - np.exp(1) / norm)])
