@@ -7,6 +7,7 @@ What they run is named here, where they can find it again.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -109,16 +110,38 @@ class SmallMemory(TorchFunctionMode):
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     """Give a disk of 8 MB at a folder; without the rights to mount one, skip the test."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a small disk cannot be mounted here; that needs root")
-    try:
+    with _mounted(folder, ["-t", "tmpfs", "-o", "size=8m", "tmpfs"]):
         yield folder
+
+
+@contextmanager
+def read_only(folder: Path, place: Path) -> Iterator[Path]:
+    """Give a folder that nobody can write: mounted so at a place for root, else by its permissions."""
+    if os.geteuid() == 0:
+        with _mounted(place, ["--bind", str(folder)], ["-o", "remount,ro,bind"]):
+            yield place
+        return
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    yield folder
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700)
+
+
+@contextmanager
+def _mounted(place: Path, *options: list[str]) -> Iterator[None]:
+    """Mount something at a place, in one step or several; where that cannot be, skip the test."""
+    place.mkdir()
+    try:
+        for words in options:
+            command = ["mount", *words, str(place)]
+            subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be mounted here; that needs root")
+    try:
+        yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @contextmanager

@@ -61,6 +61,15 @@ def write_sae(folder: Path, *, d_in: int = 24, seed: int = 0) -> Path:
     return folder
 
 
+def write_parts(folder: Path) -> Path:
+    """Write what a run is gathered from: model/, sae/ and six texts/."""
+    tiny.write_model(folder / "model")
+    write_sae(folder / "sae")
+    for at in range(6):
+        write_text(folder / "texts" / f"{at}.html", 40, seed=1000 * at)
+    return folder
+
+
 def write_text(path: Path, n_lines: int, *, seed: int = 0) -> Path:
     """Write lines that are all different, of the words that the tiny tokenizer knows."""
     words = tiny.WORDS.split()
@@ -89,6 +98,16 @@ TRACE_COLUMNS = {
     "source", "doc_id", "pos", "token_str", "byte_end", "state", "features", "probability",
     "promoted",
 }  # fmt: skip
+
+
+def refused(result: Result, *words: str) -> None:
+    """Expect our error, in one line that holds the words, and no hint at a slip of ours."""
+    assert result.exit_code == 1, result.stdout + result.stderr
+    (line,) = (one for one in result.stderr.splitlines() if one.startswith("Error: "))
+    for word in words:
+        assert word in line
+    assert "Traceback" not in result.stderr
+    assert "--traceback" not in line
 
 
 def rows_of(result: Result) -> list[dict[str, object]]:

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a dictionary, texts, and a run of them."""
-    folder = tmp_path_factory.mktemp("causal")
-    tiny.write_model(folder / "model")
-    shell.write_sae(folder / "sae")
-    for at in range(6):
-        shell.write_text(folder / "texts" / f"{at}.html", 40, seed=1000 * at)
+    folder = shell.write_parts(tmp_path_factory.mktemp("causal"))
     assert gather(folder, folder / "run").exit_code == 0
     return folder
 

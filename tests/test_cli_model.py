@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a dictionary and texts."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.write_model(folder / "model")
-    shell.write_sae(folder / "sae")
-    for at in range(6):
-        shell.write_text(folder / "texts" / f"{at}.html", 40, seed=1000 * at)
-    return folder
+    return shell.write_parts(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

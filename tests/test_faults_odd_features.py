@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 D_IN, D_SAE = 24, 32
 CPU = torch.device("cpu")
-SPARSITY: dict[str, dict[str, Any]] = {
-    "topk": {"k": 3},
-    "batch_topk": {"k": 3},
-    "matryoshka": {"k": 3},
-    "jumprelu": {"l0_coefficient": 0.02},
-    "l1": {"l1_coefficient": 0.1},
-}
+SPARSITY = tiny.sparsity(3)
 
 
 def config(variant: str, **changes: Any) -> TrainSaeConfig:

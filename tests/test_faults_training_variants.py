@@ -39,11 +39,7 @@ RESAMPLED: dict[str, Any] = {  # more are dead than inputs are looked at, at ste
     "resample_inputs": 32,
 }
 KINDS: dict[str, dict[str, Any]] = {
-    "topk": {"k": 3},
-    "batch_topk": {"k": 3},
-    "matryoshka": {"k": 3},
-    "jumprelu": {"l0_coefficient": 0.02},
-    "l1": {"l1_coefficient": 0.1},
+    **tiny.sparsity(3),
     "resampled": RESAMPLED | {"variant": "l1", "l1_coefficient": 20.0, "lr": 0.05},
     "resampled topk": RESAMPLED | {"variant": "topk", "k": 1, "aux_coefficient": 0},
 }

@@ -11,9 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import harsh
 import planted
@@ -22,11 +21,6 @@ import shell
 import tiny
 
 from sae_core.files import DirectoryLock
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from click.testing import Result
 
 READING = (
     ["show", "RUN", "0"],
@@ -80,14 +74,6 @@ def words(parts: Path, text: str, out: Path) -> list[object]:
     return ["gather", parts / text, "-o", out, *model]
 
 
-def refused(result: Result, *said: str) -> None:
-    assert result.exit_code == 1, result.stderr
-    (line,) = (one for one in result.stderr.splitlines() if one.startswith("Error: "))
-    for word in said:
-        assert word in line
-    assert "--traceback" not in line
-
-
 # The row R8, two writers
 
 
@@ -100,8 +86,8 @@ def test_r8_a_second_writer_is_refused_and_a_killed_ones_lock_taken_over(
     while not (out / "manifest.json").exists() and time.monotonic() < until:
         time.sleep(0.002)
     who = f"is being written by process {first.pid} on {socket.gethostname()}"
-    refused(shell.invoke(*words(parts, "long.html", out)), who, "wait for it, or delete")
-    refused(shell.invoke(*words(parts, "short.html", out), "--force"), who)
+    shell.refused(shell.invoke(*words(parts, "long.html", out)), who, "wait for it, or delete")
+    shell.refused(shell.invoke(*words(parts, "short.html", out), "--force"), who)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert json.loads((out / ".lock").read_text())["pid"] == first.pid
@@ -117,7 +103,7 @@ def test_r8_graph_and_automata_are_written_by_one_process_at_a_time(
     shutil.copytree(world, run)
     holder = {"pid": os.getppid(), "host": socket.gethostname()}
     (run / ".lock").write_text(json.dumps(holder))
-    refused(shell.invoke(command, run), f"is being written by process {os.getppid()}")
+    shell.refused(shell.invoke(command, run), f"is being written by process {os.getppid()}")
     assert shell.invoke("show", run, "0").exit_code == 0
     (run / ".lock").unlink()
     assert shell.invoke(command, run).exit_code == 0
@@ -168,44 +154,23 @@ def test_r8_a_replacement_that_is_killed_leaves_nothing_of_the_old_run(
 # The row R9, what cannot be written
 
 
-@contextmanager
-def read_only(folder: Path, tmp_path: Path) -> Iterator[Path]:
-    """Give a folder that nobody can write: mounted so for root, else by its permissions."""
-    if os.geteuid() != 0:
-        for path in (folder, *folder.rglob("*")):
-            path.chmod(0o500 if path.is_dir() else 0o400)
-        yield folder
-        for path in (folder, *folder.rglob("*")):
-            path.chmod(0o700)
-        return
-    place = tmp_path / "mounted"
-    place.mkdir()
-    bind = ["mount", "--bind", str(folder), str(place)]
-    again = ["mount", "-o", "remount,ro,bind", str(place)]
-    try:
-        subprocess.run(bind, check=True, capture_output=True)
-        subprocess.run(again, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("nothing can be mounted here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 def test_r9_a_run_that_cannot_be_written_is_read_and_writing_says_so(
     parts: Path, world: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(world, tmp_path / "run")
-    with read_only(tmp_path / "run", tmp_path) as run:
+    with harsh.read_only(tmp_path / "run", tmp_path / "mounted") as run:
         for command in READING:
             result = shell.invoke(*(str(run) if word == "RUN" else word for word in command))
             assert result.exit_code == 0, result.stderr
         for command in WRITING:
             result = shell.invoke(*(str(run) if word == "RUN" else word for word in command))
-            refused(result, str(run), "cannot be written", "choose a folder that can be written")
-        refused(shell.invoke(*words(parts, "short.html", run / "new")), "cannot be written")
-        refused(shell.invoke(*words(parts, "short.html", run), "--force"), "cannot be written")
+            shell.refused(
+                result, str(run), "cannot be written", "choose a folder that can be written"
+            )
+        shell.refused(shell.invoke(*words(parts, "short.html", run / "new")), "cannot be written")
+        shell.refused(
+            shell.invoke(*words(parts, "short.html", run), "--force"), "cannot be written"
+        )
     assert shell.digests(tmp_path / "run") == shell.digests(world)
 
 
@@ -332,7 +297,7 @@ finally:
 """
 
 
-@pytest.mark.skipif(shutil.which("strace") is not None, reason="the kernel's own calls are seen")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the names of open files")
 def test_r11_every_rename_follows_a_sync_also_where_nothing_can_be_traced(
     parts: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 import shell
-import tiny
 
 from figures import causal
 
@@ -74,10 +73,7 @@ def test_a_picture_of_equal_numbers_has_equal_bytes(tmp_path: Path) -> None:
 
 def test_the_script_measures_a_run_and_writes_three_files(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    tiny.write_model(tmp_path / "model")
-    shell.write_sae(tmp_path / "sae")
-    for at in range(6):
-        shell.write_text(tmp_path / "texts" / f"{at}.html", 40, seed=1000 * at)
+    shell.write_parts(tmp_path)
     given = ("--model", tmp_path / "model", "--sae", tmp_path / "sae", "--held-out", 0)
     assert shell.invoke("gather", tmp_path / "texts", "-o", tmp_path / "run", *given).exit_code == 0
     docs = tmp_path / "docs"

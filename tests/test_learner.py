@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch.nn import functional
 
@@ -15,13 +16,7 @@ from sae_core.train_settings import VARIANTS, TrainSaeConfig
 
 D_IN, N_PLANTED, D_SAE = 16, 12, 24
 CPU = torch.device("cpu")
-SPARSITY: dict[str, dict[str, object]] = {
-    "topk": {"k": 2},
-    "batch_topk": {"k": 2},
-    "matryoshka": {"k": 2},
-    "jumprelu": {"l0_coefficient": 0.02},
-    "l1": {"l1_coefficient": 0.1},
-}
+SPARSITY = tiny.sparsity(2)
 
 
 def planted(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -14,13 +14,7 @@ from sae_core.train_settings import VARIANTS, TrainSaeConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-SPARSITY: dict[str, dict[str, Any]] = {
-    "topk": {"k": 2},
-    "batch_topk": {"k": 2},
-    "matryoshka": {"k": 2},
-    "jumprelu": {"l0_coefficient": 0.02},
-    "l1": {"l1_coefficient": 0.1},
-}
+SPARSITY = tiny.sparsity(2)
 
 
 def config(variant: str = "topk", **changes: Any) -> TrainSaeConfig:

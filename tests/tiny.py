@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -80,6 +80,12 @@ def write_training(folder: Path) -> Path:
     write_tokens(folder / "train.bin")
     write_tokens(folder / "validation.bin", n_documents=4, seed=1)
     return folder
+
+
+def sparsity(k: int) -> dict[str, dict[str, Any]]:
+    """Give what makes each variant of a dictionary sparse: k, or a cost for which few fire."""
+    given = {name: {"k": k} for name in ("topk", "batch_topk", "matryoshka")}
+    return given | {"jumprelu": {"l0_coefficient": 0.02}, "l1": {"l1_coefficient": 0.1}}
 
 
 def train_words(what: str, folder: Path, out: Path, *, n_steps: int, more: str = "") -> list[str]:
