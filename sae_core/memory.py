@@ -11,6 +11,7 @@ Source: proc(5), "Memory Resource Controller" and "Control Group v2" of the Linu
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROC = Path("/proc")
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?")
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 GROUPS = Path("/sys/fs/cgroup")
 COMPILED = 256 << 20  # mapped by compiled loops; 150 MB were seen
 A_THREAD = 80 << 20  # mapped for a thread: 8 MB of stack, and 64 MB of glibc's arena
@@ -37,6 +40,33 @@ class Free(NamedTuple):
 
     limit: str
     """What sets it."""
+
+
+def taken_memory(proc: Path = PROC) -> int:
+    """Give the bytes of memory that this process has now; on macOS the most it had, on Windows 0."""
+    if sys.platform == "win32":
+        return 0
+    try:
+        return int((proc / "self" / "statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most << 10
+
+
+def byte_size(text: str) -> int:
+    """Read a number of bytes, such as 800M or 2.5 GB; units are powers of 1,000.
+
+    Raises:
+        ValueError: it is no such number.
+
+    Example:
+        >>> byte_size("1.5G"), byte_size("800 MB"), byte_size("4096")
+        (1500000000, 800000000, 4096)
+    """
+    found = SIZE.fullmatch(text.strip().upper())
+    if found is None or not float(found[1]):
+        raise ValueError(f"{text!r} is not a size, such as 800M or 2G")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def refuse_less(n_bytes: int) -> None:

@@ -9,10 +9,12 @@ from sae_core.demo.packages import (
 )
 
 
-def package_with(*takes: Take, name: str = "made-up", file: str = "", digest: str = "") -> Package:
+def package_with(
+    *takes: Take, name: str = "made-up", file: str = "", digest: str = "", source: str = "pypi"
+) -> Package:
     return Package(
         name=name,
-        source="pypi",
+        source=source,
         version="1",
         file=file,
         sha256=digest,

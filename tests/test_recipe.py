@@ -155,6 +155,34 @@ def test_a_file_with_another_checksum_is_refused(tmp_path: Path) -> None:
         download.download(made_up.package_with(file="x-1.tar.gz", digest="00"), tmp_path)
 
 
+@pytest.fixture
+def archive_of_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `apt-get` whose archive holds version 2 of every package, and no other."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    client = folder / "apt-get"
+    client.write_text("#!/bin/sh\ncase $2 in *=*) exit 100 ;; esac\necho new > ${2}_2_all.deb\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+    return tmp_path / "downloads"
+
+
+def test_a_version_that_the_archive_has_dropped_is_named_with_what_to_do(
+    archive_of_today: Path,
+) -> None:
+    package = made_up.package_with(name="x", file="x_1_all.deb", source="debian")
+    with pytest.raises(FileNotFoundError, match=r"x 1 did not arrive as .*today's with --newer"):
+        download.download(package, archive_of_today)
+
+
+def test_a_dropped_version_is_replaced_by_todays_when_that_is_asked_for(
+    archive_of_today: Path,
+) -> None:
+    package = made_up.package_with(name="x", file="x_1_all.deb", source="debian")
+    file = download.download(package, archive_of_today, newer=True)
+    assert (file.name, file.read_text()) == ("x_2_all.deb", "new\n")
+
+
 def test_a_source_distribution_is_unpacked_without_its_top_folder(tmp_path: Path) -> None:
     file = tmp_path / "x-1.tar.gz"
     with tarfile.open(file, "w:gz") as archive:

@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, required=True, help="folder of all big files")
     parser.add_argument("--mix", default="large", help="name of a mix in packages.toml")
     parser.add_argument("--role", default="train", choices=ROLES, help="for download and pages")
+    parser.add_argument("--newer", action="store_true", help="where a version is gone, today's")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(argv)
     STEPS[options.step](options)
@@ -57,9 +58,11 @@ def run_download(options: argparse.Namespace) -> None:
     """Fetch, check and unpack the packages with `--role` (by default those to train on)."""
     for package in load_packages():
         if package.role == options.role:
-            file = download_step.download(package, options.cache / "downloads")
+            folder = options.cache / "downloads"
+            file = download_step.download(package, folder, newer=options.newer)
             download_step.unpack(package, file, options.cache / "raw")
-            _say(f"{package.name} {package.version}: ok")
+            found = package.version if file.name == package.file else f"as {file.name}"
+            _say(f"{package.name} {found}: ok")
 
 
 def run_extract(options: argparse.Namespace) -> None:
