@@ -27,6 +27,12 @@ def visits(automaton: FeatureAutomaton) -> dict[int, int]:
     return counts
 
 
+def first_state(automaton: FeatureAutomaton) -> int:
+    """Give the state from which the automaton is walked: the most visited; ties to the lowest id."""
+    seen = visits(automaton)
+    return min(seen, key=lambda state_id: (-seen[state_id], state_id))
+
+
 def arrivals(automaton: FeatureAutomaton) -> dict[int, dict[str, float]]:
     """Give the tokens on which each state is reached.
 

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import networkx as nx
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
     from circuits.run import Run
+    from circuits.states import Merge
 
 EXIT: Literal["EXIT"] = "EXIT"
 Kind = Literal["loop", "pair", "chain", "system"]
@@ -97,7 +100,19 @@ class Transition:
 
 @dataclass(frozen=True)
 class FeatureAutomaton:
-    """States and transitions that together read or write one kind of text."""
+    """States and transitions that together read or write one kind of text.
+
+    Example:
+        >>> again = Transition(0, 0, 0.75, (EdgeToken(1, "a", 1.0),), "a", 75)
+        >>> end = Transition(0, EXIT, 0.25, (EdgeToken(2, "b", 1.0),), "b", 25)
+        >>> automaton = FeatureAutomaton("a", "a", "loop", {}, (State(0, "a", (3,)),), (again, end))
+        >>> automaton.exit_probability(0)
+        0.25
+        >>> automaton.sample(9, seed=0)
+        ['a', 'a', 'b']
+        >>> FeatureAutomaton.from_json(automaton.to_json()) == automaton
+        True
+    """
 
     name: str
     """Slug `[a-z0-9][a-z0-9-]*`, unique in a run and stable for equal input."""
@@ -116,9 +131,7 @@ class FeatureAutomaton:
     provenance: dict[str, Any] = field(default_factory=dict)
     """Run hash and settings this was made from."""
 
-    _run: ClassVar[Run | None] = (
-        None  # set on automata of a run; no field, so never written or compared
-    )
+    _run: ClassVar[Run | None] = None  # no field, so never written or compared
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -217,7 +230,7 @@ class FeatureAutomaton:
         """Draw the automaton.
 
         Args:
-            path: where to write the picture; None writes nothing.
+            path: file for the picture; None writes nothing.
             engine: "embedded", or "dot" for the system's Graphviz.
 
         Returns:
@@ -229,12 +242,7 @@ class FeatureAutomaton:
         """
         from circuits.svg import automaton_svg  # noqa: PLC0415 - drawing is loaded when asked for
 
-        text = automaton_svg(self, engine=engine).text
-        if path is not None:
-            from sae_core.files import write_text  # noqa: PLC0415 - brings in polars
-
-            write_text(Path(path), text)
-        return text
+        return _written(automaton_svg(self, engine=engine).text, path)
 
     def zoom(self, n_states: int) -> FeatureAutomaton:
         """Give the automaton with fewer states, merged where that loses least information.
@@ -249,6 +257,12 @@ class FeatureAutomaton:
 
         zoomed = zoom(self, n_states)
         return zoomed if zoomed is self or self._run is None else zoomed.with_run(self._run)
+
+    def merge_tree(self) -> tuple[Merge, ...]:
+        """Give all merges of `zoom` in order, with their costs; see `circuits.zoom.merge_tree`."""
+        from circuits.zoom import merge_tree  # noqa: PLC0415 - zoom.py builds automata
+
+        return merge_tree(self)
 
     def trace(
         self,
@@ -274,30 +288,69 @@ class FeatureAutomaton:
         """
         from circuits.trace_text import trace_text  # noqa: PLC0415 - brings in polars and numba
 
-        home = run or self._run
-        if home is None:
-            raise GraphError(
-                f"automaton {self.name} belongs to no run; take it from "
-                "circuits.open_run(path).automata, or give trace(text, run=...)"
-            )
-        return trace_text(self, home, text.encode() if isinstance(text, str) else text, by=by)
+        data = text.encode() if isinstance(text, str) else text
+        return trace_text(self, self._home(run), data, by=by)
 
-    def sample(self, n_tokens: int, seed: int = 0) -> list[str]:
-        """Draw a text: a random walk along the arrows, from the most visited state on.
+    def next_tokens(self, state_id: int, *, run: Run | None = None) -> NDArray[np.float64]:
+        """Give P(next token | state), smoothed as in the automaton's scores.
 
         Args:
-            n_tokens: printable tokens to draw; EXIT starts again.
+            state_id: the state that is current, as in a trace's column `state`.
+            run: as for `trace`.
+
+        Returns:
+            (d_vocab,) probabilities that sum to 1; see `circuits.emission.next_tokens`.
+
+        Raises:
+            GraphError: no run is known, or no state has this id.
+        """
+        from circuits.emission import next_tokens  # noqa: PLC0415 - brings in numba
+
+        return next_tokens(self, state_id, self._home(run).statistics.token_counts)
+
+    def sample(self, n_tokens: int, seed: int = 0) -> list[str]:
+        """Draw a text: a random walk along the arrows, from the most visited state to EXIT.
+
+        Args:
+            n_tokens: printable tokens to draw at most.
             seed: the same seed gives the same text.
         """
         from circuits.trace import sample  # noqa: PLC0415 - brings in polars and numba
 
         return sample(self, n_tokens, seed)
 
+    def to_mealy(self, path: str | Path | None = None) -> str:
+        """Give the automaton as a weighted machine that AALpy loads, and with it PRISM.
+
+        Args:
+            path: where to write it, for `aalpy.utils.load_automaton_from_file(path, "smm")`; None
+                writes nothing.
+
+        Returns:
+            DOT text; an arc emits `t<token_id>` with P(next state, token | state). See
+            `circuits.mealy`.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        from circuits.mealy import mealy_dot  # noqa: PLC0415 - mealy.py reads automata
+
+        return _written(mealy_dot(self), path)
+
     def with_run(self, run: Run) -> FeatureAutomaton:
         """Give the same automaton, knowing the run it was found in."""
         known = replace(self)
         object.__setattr__(known, "_run", run)  # frozen, and this is no field
         return known
+
+    def _home(self, run: Run | None) -> Run:
+        home = run or self._run
+        if home is None:
+            raise GraphError(
+                f"automaton {self.name} belongs to no run; take it from "
+                "circuits.open_run(path).automata, or give run=circuits.open_run(path)"
+            )
+        return home
 
 
 def best_first(automata: Iterable[FeatureAutomaton]) -> list[FeatureAutomaton]:
@@ -308,6 +361,14 @@ def best_first(automata: Iterable[FeatureAutomaton]) -> list[FeatureAutomaton]:
         return (rank is None, rank or 0, automaton.name)
 
     return sorted(automata, key=key)
+
+
+def _written(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        from sae_core.files import write_text  # noqa: PLC0415 - brings in polars
+
+        write_text(Path(path), text)
+    return text
 
 
 def _by_probability(step: Transition) -> tuple[float, bool, str, str]:

@@ -7,7 +7,7 @@ that, times coverage: the share of all tokens that lie in its spans.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from sae_core.schema import TokenTable
 
-SMOOTHING = 0.5  # added to each count of a state's next tokens, spread as the spans' unigram
+SMOOTHING = 0.5  # added to each count of a unigram
+PRIOR_STEPS = 50.0  # pseudo-steps of the unigram beside a state's own: half its least support
 
 
 class Scores(NamedTuple):
@@ -101,6 +102,20 @@ def held_out_scores(
     return dict(zip(HELD_OUT, values, strict=True))
 
 
+def smoothed(
+    n_seen: NDArray[np.float64 | np.int64], n_steps: Any, base: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Give P(token | state): the state's own steps, and PRIOR_STEPS more that fall as the unigram.
+
+    Args:
+        n_seen: (n,) steps from the state on each token.
+        n_steps: all steps from the state, one number or (n,).
+        base: (n,) unigram probability of each token.
+    """
+    chance: NDArray[np.float64] = (n_seen + PRIOR_STEPS * base) / (n_steps + PRIOR_STEPS)
+    return chance
+
+
 def _prior(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float64]:
     """Give the unigram that the states must beat: the spans', or for one state the whole text's."""
     base = steps.token if n_states > 1 else tokens.token_ids
@@ -121,8 +136,7 @@ def _bits_saved(counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.
     wanted = _key(scored, size)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     seen = np.where(keys[at] == wanted, counts[at], 0)
-    weight = SMOOTHING * 100  # as many pseudo-steps as half a state's least support
-    chance = (seen + weight * base[scored.token]) / (totals[scored.source] + weight)
+    chance = smoothed(seen, totals[scored.source], base[scored.token])
     return float(np.mean(np.log2(chance) - np.log2(base[scored.token])))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from circuits.arrivals import arrivals, visits
+from circuits.arrivals import arrivals, first_state
 from circuits.automaton import EXIT
 from circuits.states import OUTSIDE, has_next, membership, state_sequence
 from sae_core.errors import GraphError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from circuits.automaton import FeatureAutomaton, Transition
+    from circuits.automaton import FeatureAutomaton
     from sae_core.schema import TokenTable
 
 By = Literal["features", "tokens"]
@@ -112,44 +112,52 @@ def trace(
 
 
 def sample(automaton: FeatureAutomaton, n_tokens: int, seed: int) -> list[str]:
-    """Draw a text: a random walk along the arrows, from the most visited state on.
+    """Draw a text: a random walk along the arrows, from the most visited state to EXIT.
 
     Args:
         automaton: the automaton.
-        n_tokens: tokens to draw, >= 0.
+        n_tokens: tokens to draw at most, >= 0.
         seed: the same seed gives the same text.
 
     Returns:
-        n_tokens printable tokens; EXIT starts again. None at all when no arrow names a token.
+        Printable tokens, the one that led to EXIT the last. An arrow that names no token adds
+        none; what the probabilities of a state lack to 1 leads to EXIT.
 
     Raises:
         ValueError: n_tokens is negative.
+
+    Example:
+        >>> from circuits.automaton import EdgeToken, FeatureAutomaton, State, Transition
+        >>> again = Transition(0, 0, 0.75, (EdgeToken(1, "a", 1.0),), "a", 75)
+        >>> end = Transition(0, "EXIT", 0.25, (EdgeToken(2, "b", 1.0),), "b", 25)
+        >>> state = State(0, "a", (3,))
+        >>> "".join(sample(FeatureAutomaton("a", "a", "loop", {}, (state,), (again, end)), 9, 0))
+        'aab'
     """
     if n_tokens < 0:
         raise ValueError(f"n_tokens must be >= 0, got {n_tokens}")
     rng = np.random.default_rng(seed)
-    arrows: dict[int, list[Transition]] = {state.id: [] for state in automaton.states}
-    for step in automaton.transitions:
-        if step.probability > 0 and any(token.share > 0 for token in step.tokens):
-            arrows[step.source].append(step)
-    seen = visits(automaton)
-    start = min((s for s in arrows if arrows[s]), key=lambda s: (-seen[s], s), default=None)
+    leaving = {state.id: automaton.leaving(state.id) for state in automaton.states}
+    here: int | Literal["EXIT"] = first_state(automaton)
     out: list[str] = []
-    here = start
-    while start is not None and len(out) < n_tokens:
-        steps = arrows[start if here is None else here]
-        if not steps:  # a state that the automaton never saw left
-            here = start
-            continue
-        step = steps[_draw([step.probability for step in steps], rng)]
-        out.append(step.tokens[_draw([token.share for token in step.tokens], rng)].token_str)
-        here = step.target if isinstance(step.target, int) else start
+    for _ in range(n_tokens):
+        steps = leaving[here] if isinstance(here, int) else ()
+        at = _draw([step.probability for step in steps], rng, total=1.0)
+        if at is None:
+            break
+        token = _draw([token.share for token in steps[at].tokens], rng)
+        if token is not None:
+            out.append(steps[at].tokens[token].token_str)
+        here = steps[at].target
     return out
 
 
-def _draw(weights: Sequence[float], rng: np.random.Generator) -> int:
-    shares = np.array(weights)
-    return int(rng.choice(len(shares), p=shares / shares.sum()))
+def _draw(weights: Sequence[float], rng: np.random.Generator, total: float = 0.0) -> int | None:
+    """Draw an index by weight; None for what the weights lack to `total`, or where all are 0."""
+    ends = np.cumsum([0.0, *weights])
+    point = rng.random() * max(total, float(ends[-1]))
+    at = int(np.searchsorted(ends, point, side="right")) - 1
+    return at if at < len(weights) else None
 
 
 def _reader_of(automaton: FeatureAutomaton) -> _Reader:

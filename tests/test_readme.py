@@ -11,21 +11,23 @@ import pytest
 import shell
 from planted import planted_world
 
+import circuits
 import cli
 from circuits.render import FORMATS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUNNING = (ROOT / "docs/automata.md").read_text(encoding="utf-8")
 COMMANDS = sorted(cli.cli.commands)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 LINES = [
     line.split(" && ")[-1].removeprefix(".venv/bin/")
-    for block in blocks("sh")
+    for block in blocks("sh") + blocks("sh", RUNNING)
     for line in block.splitlines()
     if "circuits" in line
 ]
@@ -90,6 +92,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_python_runs(code: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_python_of_running_an_automaton_runs_in_turn(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    names: dict[str, object] = {}
+    code = blocks("python", RUNNING)
+    assert len(code) == 6
+    for block in code:
+        exec(compile(block, "docs/automata.md", "exec"), names)
+        printed = capsys.readouterr().out
+        assert printed, block
+        assert "Warning" not in printed
+
+
+@pytest.mark.parametrize("line", [one for one in LINES if one.startswith("circuits trace")])
+def test_the_traces_are_printed(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    run = circuits.open_run("circuits-demo/run")
+    Path("page.html").write_bytes(run.document(0))  # planted features have no model to read more
+    words = shlex.split(line.replace("NAME", run.automata[0].name))
+    rows = shell.rows_of(shell.invoke(*words[1:], "--json"))
+    assert {row["state"] for row in rows} > {None}
 
 
 @pytest.mark.parametrize("line", [one for one in LINES if re.match(r"circuits (query|show)", one)])

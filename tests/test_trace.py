@@ -11,68 +11,26 @@ import pytest
 from drawn import html_system, loop
 from hypothesis import given
 from hypothesis import strategies as st
+from tagged import VOCABULARY, tagged_run, tags
 
-import circuits
-from circuits.automaton import EXIT, EdgeToken, Example, FeatureAutomaton, State, Transition
-from circuits.discover import write_automata
+from circuits.automaton import EdgeToken, Transition
 from circuits.trace import TRACE_SCHEMA, sample, trace
 from circuits.trace_text import greedy_tokens
 from sae_core.errors import GraphError, StoreError
-from sae_core.run_writer import write_run
 from sae_core.store import read_tokens, write_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-VOCABULARY = [b"<", b"a", b">", b"x", b"\n", b"<a"]
+    import circuits
+
 STRS = ["<", "a", ">", "x", "\\n", "<a"]
 SOURCES = {0: "one.html", 1: "two.html"}
 
 
-def tags() -> FeatureAutomaton:
-    """Give `<` to 2 and `a` to 5; from 2: a 0.75 to 5, < 0.25 to 2; from 5: > 0.5 out, < 0.5 to 2.
-
-    Nothing leads to state 9 but its example; from there, > leads out.
-    """
-    states = (
-        State(2, "opened", (0, 3)),
-        State(5, "name", (1,)),
-        State(9, "start", (4,), (Example(("x", "\\n"), (0.0, 1.0), 1),)),
-    )
-    steps = (
-        Transition(2, 5, 0.75, (EdgeToken(1, "a", 1.0),), "a", 75),
-        Transition(2, 2, 0.25, (EdgeToken(0, "<", 1.0),), "<", 25),
-        Transition(5, EXIT, 0.5, (EdgeToken(2, ">", 0.8), EdgeToken(3, "x", 0.2)), ">  x", 40),
-        Transition(5, 2, 0.5, (EdgeToken(0, "<", 1.0),), "<", 40),
-        Transition(9, EXIT, 1.0, (EdgeToken(2, ">", 1.0),), ">", 10),
-    )
-    return FeatureAutomaton("system-tags", "Tags", "system", {}, states, steps)
-
-
-# Document 0, window 0: < a > x; window 1: < a; document 1: \n > a <
-# What fires on each; feature 6 is of no state.
-ROWS = [[0], [1], [], [6], [3], [1], [4], [], [1], [0, 3]]
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> circuits.Run:
-    path = write_run(
-        tmp_path / "run",
-        documents={"doc_id": [0, 1], "source": ["one.html", "two.html"]},
-        tokens={
-            "doc_id": [0] * 6 + [1] * 4,
-            "window_id": [0] * 4 + [1] * 2 + [2] * 4,
-            "token_id": [0, 1, 2, 3, 0, 1, 4, 2, 1, 0],
-        },
-        indptr=np.cumsum([0, *map(len, ROWS)]),
-        features=[feature for row in ROWS for feature in row],
-        acts=[1.0] * 9,
-        promotions=[0.0] * 9,
-        vocabulary=VOCABULARY,
-        d_sae=7,
-    )
-    write_automata(path, [tags()])
-    return circuits.open_run(path)
+    return tagged_run(tmp_path)
 
 
 def traced(run: circuits.Run, **more: Any) -> Any:
@@ -213,36 +171,58 @@ def test_a_damaged_shard_is_named(run: circuits.Run) -> None:
         automaton.trace(b"<a")
 
 
-def test_a_sample_walks_the_arrows() -> None:
-    drawn = sample(tags(), 200, seed=0)
-    assert len(drawn) == 200
-    assert set(drawn) == {"a", "<", ">", "x"}
-    follows = {"a": {"<", ">", "x"}, "<": {"a", "<"}, ">": {"a", "<"}, "x": {"a", "<"}}
-    assert all(b in follows[a] for a, b in pairwise(drawn))
-    assert sample(tags(), 200, seed=0) == drawn
-    assert sample(tags(), 200, seed=1) != drawn
+def test_a_sample_walks_the_arrows_from_the_most_visited_state_to_exit() -> None:
+    follows = {"a": {"<", ">", "x"}, "<": {"a", "<"}}
+    for seed in range(100):
+        *inside, last = sample(tags(), 200, seed=seed)  # 200 are never reached
+        assert inside[0] in {"a", "<"}
+        assert last in {">", "x"}
+        assert all(b in follows[a] for a, b in pairwise([*inside, last]))
+
+
+def test_a_sample_is_the_same_for_a_seed_alone() -> None:
+    drawn = [tags().sample(200, seed) for seed in range(20)]
+    assert drawn == [tags().sample(200, seed) for seed in range(20)]
+    assert len({tuple(tokens) for tokens in drawn}) > 5
+
+
+def test_a_longer_sample_begins_as_the_shorter_one() -> None:
+    for seed in range(20):
+        whole = tags().sample(200, seed)
+        assert [tags().sample(n, seed) for n in range(len(whole) + 1)] == [
+            whole[:n] for n in range(len(whole) + 1)
+        ]
 
 
 def test_a_sample_follows_the_probabilities() -> None:
-    drawn = tags().sample(4000, seed=3)
-    after = [b for a, b in pairwise(drawn) if a == "<"]
+    drawn = [tags().sample(200, seed) for seed in range(1000)]
+    after = [b for one in drawn for a, b in pairwise(one) if a == "<"]
     assert after.count("a") / len(after) == pytest.approx(0.75, abs=0.05)
+    assert sum(one[-1] == ">" for one in drawn) / 1000 == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.mark.parametrize("make", [loop, html_system])
 @pytest.mark.parametrize("n", [0, 1, 30])
-def test_a_sample_has_as_many_tokens_as_asked_for(make: Any, n: int) -> None:
+def test_a_sample_has_no_more_tokens_than_asked_for(make: Any, n: int) -> None:
     automaton = make()
     known = {token.token_str for step in automaton.transitions for token in step.tokens}
-    drawn = automaton.sample(n)
-    assert len(drawn) == n
-    assert set(drawn) <= known
+    for seed in range(20):
+        drawn = automaton.sample(n, seed)
+        assert len(drawn) <= n
+        assert set(drawn) <= known
+
+
+def test_what_a_row_lacks_to_1_ends_a_sample() -> None:
+    drawn = [len(loop().sample(1000, seed)) for seed in range(1000)]  # stays with 0.83
+    assert np.mean(drawn) == pytest.approx(0.83 / 0.17, rel=0.1)
 
 
 def test_an_automaton_whose_arrows_name_no_token_has_no_sample() -> None:
     steps = tuple(replace(step, tokens=()) for step in tags().transitions)
     assert replace(tags(), transitions=steps).sample(5, seed=0) == []
     assert replace(tags(), transitions=()).sample(5, seed=0) == []
+    endless = (Transition(2, 2, 1.0, (EdgeToken(0, "<", 0.0),), "", 1),)
+    assert replace(tags(), transitions=endless).sample(5, seed=0) == []
 
 
 def test_a_negative_sample_is_refused() -> None:

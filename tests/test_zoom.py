@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from drawn import hostile, html_system, large, loop
+from hypothesis import given, settings
+from random_automata import automata
 
 from circuits.automaton import EXIT, EdgeToken, Example, FeatureAutomaton, State, Transition
 from circuits.states import information_bits
@@ -131,6 +133,35 @@ def test_every_level_is_an_automaton_whose_rows_sum_to_1(make: type[FeatureAutom
         counted = {s.source for s in merged.transitions if s.n_pairs}
         sums = dict(zip((s.id for s in merged.states), row_sums(merged), strict=True))
         assert [sums[state] for state in counted] == pytest.approx([1.0] * len(counted))
+
+
+@given(automata())
+@settings(deadline=None)
+def test_at_every_level_the_rows_of_any_automaton_sum_to_1(automaton: FeatureAutomaton) -> None:
+    for n in range(1, len(automaton.states) + 1):
+        merged = zoom(automaton, n)
+        assert len(merged.states) == n
+        assert row_sums(merged) == pytest.approx([1.0] * n, abs=1e-9)
+        assert FeatureAutomaton.from_json(merged.to_json()) == merged
+
+
+@given(automata())
+@settings(deadline=None)
+def test_the_costs_of_the_merges_add_up_to_the_information(automaton: FeatureAutomaton) -> None:
+    counts = outcome_counts(automaton)
+    rows = {state.id: counts[at] for at, state in enumerate(automaton.states)}
+    whole = information_bits(counts)
+    lost = 0.0
+    for merge in automaton.merge_tree():
+        assert merge.a < merge.b
+        assert merge.loss_bits >= 0
+        rows[merge.a] = rows[merge.a] + rows.pop(merge.b)
+        lost += merge.loss_bits
+        assert information_bits(np.array(list(rows.values()))) == pytest.approx(
+            whole - lost, abs=1e-9
+        )
+        assert {state.id for state in automaton.zoom(len(rows)).states} == set(rows)
+    assert lost == pytest.approx(whole, abs=1e-9)
 
 
 def test_zooming_out_further_is_zooming_out_of_the_result() -> None:
