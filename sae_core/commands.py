@@ -214,6 +214,7 @@ def train_model_command(
     """
     from sae_core.byte_tokenizer import ByteTokenizer
     from sae_core.devices import choose_device
+    from sae_core.memory import keep_freed_memory
     from sae_core.train_model import TrainModelConfig, train_model
     from sae_core.transformer import ModelConfig
 
@@ -225,6 +226,7 @@ def train_model_command(
             d_model=d_model, n_heads=n_heads, d_mlp=d_mlp, n_ctx=n_ctx, d_vocab=d_vocab
         )
         config = TrainModelConfig(n_tokens=tokens, model=sizes, **options)
+    keep_freed_memory()
     train_model(train, validation, output, config, tokenizer=tokenizer, device=device)
     console.say(f"{output}: trained. Next: circuits train-sae {output} {train} -o sae")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import shell
 
 from sae_core.errors import SaeError
 from sae_core.memory import Free, free_memory, refuse_less
@@ -17,6 +20,18 @@ if TYPE_CHECKING:
 KILOBYTE, MEGABYTE = 1 << 10, 10**6
 HELD = 80 << 20
 SECOND = ("", "max", "current", "inactive_file")  # names of control groups, by version
+PAGE_FAULTS = """
+import resource, sys
+import numpy as np
+from sae_core.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+np.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    np.ones(1 << 24)  # 128 MB, freed at once
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 FIRST = ("memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file")
 
 
@@ -144,3 +159,15 @@ def test_a_block_is_counted_by_its_windows() -> None:
     few = config(block_windows=3)
     assert block_bytes(few, n_tokens=1000, n_ctx=16) == 4 * 3 * 16 * 64
     assert block_bytes(few, n_tokens=40, n_ctx=16) == 4 * 1 * 16 * 64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be asked")
+def test_freed_memory_that_is_kept_costs_no_new_pages() -> None:
+    def n_faults(way: str) -> int:
+        command = [sys.executable, "-c", PAGE_FAULTS, way]
+        done = subprocess.run(
+            command, env=shell.environment(), capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    assert n_faults("kept") < n_faults("given back") / 10
