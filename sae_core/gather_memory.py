@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from sae_core import running_sums
 from sae_core.counting import has_square
 from sae_core.errors import ModelError
 from sae_core.memory import Free, free_memory, megabytes, taken_memory
-from sae_core.running_sums import GROUP_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ def gather_need(n_tokens: int, *, shard_tokens: int, d_sae: int, k: int | None) 
     """
     l0 = k or min(d_sae, L0)
     n_least = l0 * min(n_tokens, shard_tokens)
-    n_most = min(l0 * n_tokens, max(GROUP_ENTRIES, n_least))
+    n_most = min(l0 * n_tokens, running_sums.GROUP_ENTRIES)
     return GatherNeed(taken_memory(), AN_ENTRY + A_TOKEN // l0, n_least, n_most)
 
 
