@@ -95,7 +95,7 @@ def demo(output: Path, *, as_json: bool, **options: Any) -> None:
     refuse_foreign_demo(output)
     done = commands.gather_said([DEMO_TEXT], out=output / "run", **options)
     rows = demo_rows(output, is_new=done.n_new_tokens > 0, say=console.say)
-    console.emit(rows, as_json=as_json, columns=DEMO_COLUMNS)
+    console.emit(rows, as_json=as_json, columns=DEMO_COLUMNS, absent="not measured")
     first = next((row["automaton"] for row in rows), "NAME")
     console.say(f"Next: open {output / 'index.html'} in a browser, or")
     for words in (f"show {output / 'run'} {first}", f"query {output / 'run'} --motif loop"):
@@ -140,7 +140,7 @@ def automata(run: Path, *, as_json: bool) -> None:
     from circuits.steps import automata_rows
 
     rows = automata_rows(run, say=console.say)
-    console.emit(rows, as_json=as_json, columns=AUTOMATA_COLUMNS)
+    console.emit(rows, as_json=as_json, columns=AUTOMATA_COLUMNS, absent="not measured")
     if rows:
         console.say(
             f"{run / 'automata'}: {len(rows)} automata. Next: circuits page {run} -o run.html"
@@ -173,6 +173,7 @@ def render(
     Example:
       circuits render run -o pictures --format svg,dot
     """
+    from circuits.automata_files import why_none
     from circuits.render import FORMATS, choose, zoomed
     from circuits.render import render as draw
     from circuits.run import open_run
@@ -184,16 +185,16 @@ def render(
         )
     opened = open_run(run)
     chosen = [zoomed(one, states) for one in choose(opened, names)]
-    if str(output) == "-" and len(chosen) * len(wanted) != 1:
+    to_stdout = str(output) == "-"
+    if to_stdout and len(chosen) * len(wanted) != 1:
         raise click.UsageError("-o - prints one picture; name one automaton and one format")
     files = [draw(one, word, run=opened, engine=engine) for one in chosen for word in wanted]
-    for file in files:
-        target = output if str(output) == "-" else output / file.name
-        console.write_output(target, file.data, force=force)
+    targets = {output if to_stdout else output / file.name: file.data for file in files}
+    console.write_outputs(targets, force=force)
     for note in dict.fromkeys(note for file in files for note in file.notes):
         console.say(note)
-    done = f"{len(files)} written to {output}" if files else f"{run} has no automata to draw"
-    if str(output) != "-":
+    if not to_stdout:
+        done = f"{len(targets)} written to {output}" if files else f"Nothing to draw: {why_none(run)}"
         console.say(f"{done}.")
 
 

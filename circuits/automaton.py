@@ -12,11 +12,14 @@ Source: Bricken et al. 2023, "Towards Monosemanticity", section "Finite State Au
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from circuits import automaton_json
+from sae_core.bounded import refuse_duplicates
 from sae_core.errors import GraphError
 
 if TYPE_CHECKING:
@@ -152,12 +155,18 @@ class FeatureAutomaton:
 
     def leaving(self, state_id: int) -> tuple[Transition, ...]:
         """Give the transitions out of a state, the most probable first, EXIT among them."""
-        found = (step for step in self.transitions if step.source == state_id)
-        return tuple(sorted(found, key=_by_probability))
+        return self._leaving.get(state_id, ())
 
     def exit_probability(self, state_id: int) -> float:
         """Give the probability in [0, 1] of leaving the automaton from a state."""
         return sum(step.probability for step in self.leaving(state_id) if step.target == EXIT)
+
+    @cached_property
+    def _leaving(self) -> dict[int, tuple[Transition, ...]]:
+        found: dict[int, list[Transition]] = defaultdict(list)
+        for step in sorted(self.transitions, key=_by_probability):
+            found[step.source].append(step)
+        return {source: tuple(steps) for source, steps in found.items()}
 
     def to_json(self) -> str:
         """Give the automaton as one JSON document; equal automata give equal text.
@@ -185,9 +194,9 @@ class FeatureAutomaton:
             GraphError: not JSON, or a value does not fit; the message names its path.
         """
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=refuse_duplicates)
         except (ValueError, RecursionError) as err:
-            raise GraphError(f"the automaton is not readable JSON ({err}); write it again") from err
+            raise GraphError(f"{automaton_json.SUBJECT}no readable JSON ({err})") from err
         automaton_json.check(value)
         return cls(
             name=value["name"],

@@ -1,7 +1,8 @@
 """The rules of an automaton's JSON, checked by hand; the same as `automaton.schema.json` plus sums.
 
 `check` raises with the path of the first value that does not fit, as in
-`transitions[3].probability is 1.5; expected a number in [0, 1]`.
+`automaton: transitions[3].probability is 1.5; expected a number in [0, 1]`; who reads a file puts
+its name in the place of `automaton`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     Rule = Callable[[Any, str], None]
 
+SUBJECT = "automaton: "  # what every message is about, and begins with
 KINDS = ("loop", "pair", "chain", "system")
 MAX_INDEX = 2**32 - 1  # ids are stored as u32
 MAX_COUNT = 2**63 - 1
@@ -48,10 +50,15 @@ def check(value: Any) -> None:
             _fail(total, f"transitions out of state {state}: sum of probability", "at most 1")
 
 
+def is_name(value: Any) -> bool:
+    """Say whether a value is a name of an automaton: a slug, so never a path."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
 def _fail(value: Any, path: str, expected: str) -> None:
     shown = repr(value)
     shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
-    raise GraphError(f"automaton: {path or 'the document'} is {shown}; expected {expected}")
+    raise GraphError(f"{SUBJECT}{path or 'the document'} is {shown}; expected {expected}")
 
 
 def _text(value: Any, path: str) -> None:
@@ -62,7 +69,7 @@ def _text(value: Any, path: str) -> None:
 
 
 def _name(value: Any, path: str) -> None:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not is_name(value):
         _fail(value, path, "a slug of a-z, 0-9 and -")
 
 
@@ -138,7 +145,7 @@ def _record(rules: dict[str, Rule]) -> Rule:
         for key, rule in rules.items():
             where = f"{path}.{key}" if path else key
             if key not in value:
-                raise GraphError(f"automaton: {where} is missing; write the automaton again")
+                raise GraphError(f"{SUBJECT}{where} is missing")
             rule(value[key], where)
 
     return check_record

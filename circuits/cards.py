@@ -35,6 +35,8 @@ MAX_STATES = 40  # a card stays legible on one screen; more are for the tables
 ARROWS_PER_STATE = 2  # more, in a large automaton, hide each other
 MIN_ARROWS = 24
 N_EXAMPLES = 3
+HELD_OUT = "held_out_"  # names of scores on unseen text begin so
+NOT_MEASURED = "not measured"
 GAP = "\u2003"  # between scores
 FULL_CARDS = 12  # with more states than this a card shows one example
 
@@ -146,14 +148,30 @@ def plan(automaton: FeatureAutomaton, *, detail: bool = True) -> Drawing:
 
 
 def score_words(scores: Mapping[str, float | int | None]) -> list[tuple[str, str]]:
-    """Give scores as (words, number) for people, without places and counts."""
+    """Give scores as (words, number) for people, without places and counts.
+
+    What was not measured says so; held-out scores, none of which was, say it once.
+    """
+    held_out = [key for key in scores if key.startswith(HELD_OUT)]
+    unseen = bool(held_out) and all(scores[key] is None for key in held_out)
     words = []
     for key, value in scores.items():
-        if value is None or key == "rank" or key.startswith("n_"):
+        if key == "rank" or key.startswith("n_") or (unseen and key.startswith(HELD_OUT)):
             continue
-        number = f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-        words.append((visible(key.replace("_", " ")), number))
-    return words
+        words.append((visible(key.replace("_", " ")), score_number(value)))
+    return words + ([("held out", NOT_MEASURED)] if unseen else [])
+
+
+def score_number(value: float | None) -> str:
+    """Write a score for people; None is what was not measured.
+
+    Example:
+        >>> score_number(0.23456), score_number(1200), score_number(None)
+        ('0.235', '1,200', 'not measured')
+    """
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _strongest_states(automaton: FeatureAutomaton) -> list[State]:

@@ -144,8 +144,11 @@ def _key(steps: Steps, size: int) -> NDArray[np.int64]:
     return steps.source.astype(np.int64) * size + steps.token
 
 
-def _explained(steps: Steps, unseen: Steps) -> float:
-    """Give the share of unseen member-to-member steps whose (source, token, target) was counted."""
+def _explained(steps: Steps, unseen: Steps) -> float | None:
+    """Give the share of unseen member-to-member steps whose (source, token, target) was counted.
+
+    None where there is no such step: nothing was asked, so nothing failed.
+    """
     size = 1 + max(int(steps.token.max(initial=0)), int(unseen.token.max(initial=0)))
     width = 1 + max(int(steps.target.max(initial=0)), int(unseen.target.max(initial=0)))
 
@@ -154,4 +157,4 @@ def _explained(steps: Steps, unseen: Steps) -> float:
         return (_key(of, size) * width + of.target)[inside]
 
     wanted = triple(unseen)
-    return float(np.isin(wanted, triple(steps)).mean()) if len(wanted) else 0.0
+    return float(np.isin(wanted, triple(steps)).mean()) if len(wanted) else None

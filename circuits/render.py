@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from circuits.automata_files import why_none
 from circuits.dot import automaton_dot
 from circuits.page import PageHeader, page_html
 from circuits.svg import automaton_svg, picture_bytes
@@ -42,7 +43,7 @@ def choose(run: Run, names: Sequence[str]) -> list[FeatureAutomaton]:
     known = {automaton.name: automaton for automaton in run.automata}
     for name in names:
         if name not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
+            has = f"it has {', '.join(known)}" if known else why_none(run.path)
             raise GraphError(f"{run.path} has no automaton {name!r}; {has}")
     return [known[name] for name in names] if names else list(known.values())
 
@@ -89,8 +90,12 @@ def page_header(run: Run, *, title: str = "Automata") -> PageHeader:
     documents, graph = run.documents, run.graph
     n_held_out = int(documents["held_out"].sum())
     notes = [graph.reason] if graph.reason else []
+    if not run.automata:
+        notes.append(f"There is nothing to show: {why_none(run.path)}.")
     if not n_held_out:
-        notes.append("No document was held out, so no score is of unseen text.")
+        notes.append(
+            "No document was held out, so no score is of unseen text: held-out scores are not measured."
+        )
     facts = {
         "model": run.model_name,
         "dictionary": run.sae_name,

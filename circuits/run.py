@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from circuits.automata_files import read_automata, read_index
 from circuits.build import GRAPH_TABLES, ensure_statistics
 from circuits.graph import FeatureGraph
+from circuits.graph_files import read_graph_table
 from sae_core.errors import GraphError, StoreError
 from sae_core.files import read_json, read_parquet, sha256_of
 from sae_core.store import (
@@ -119,12 +121,13 @@ class Run:
 
         Raises:
             GraphError: it is not built yet.
+            StoreError: a table is damaged, or was edited into none of this run.
         """
         folder = self.path / "graph"
         if not all((folder / f"{name}.parquet").is_file() for name in GRAPH_TABLES):
             raise GraphError(f"{self.path} has no graph; run `circuits graph {self.path}` first")
         edges, edge_tokens, coactivation = (
-            read_parquet(folder / f"{name}.parquet") for name in GRAPH_TABLES
+            read_graph_table(self.path, name, self.manifest.d_sae) for name in GRAPH_TABLES
         )
         summary = folder / "graph.json"
         return FeatureGraph(
@@ -132,7 +135,7 @@ class Run:
             edges,
             edge_tokens,
             coactivation=coactivation,
-            automata=self._automata_index,
+            automata=self.automata_index,
             reason=str(read_json(summary).get("reason", "")) if summary.is_file() else "",
             run=self,
         )
@@ -142,21 +145,15 @@ class Run:
         """The automata, best first; none when they were not looked for.
 
         Raises:
-            StoreError: a file is missing or damaged.
+            StoreError: a file is missing, damaged or edited into no automaton of this run.
         """
-        from circuits.automaton import FeatureAutomaton  # noqa: PLC0415 - most readers need none
+        found = read_automata(self.path, self.manifest.d_sae)
+        return tuple(automaton.with_run(self) for automaton in found)
 
-        found = []
-        for name in self._automata_names():
-            file = self.path / "automata" / f"{name}.json"
-            try:
-                automaton = FeatureAutomaton.from_json(file.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError) as err:
-                raise StoreError(
-                    f"{file} cannot be read; run `circuits automata {self.path}` again"
-                ) from err
-            found.append(automaton.with_run(self))
-        return tuple(found)
+    @cached_property
+    def automata_index(self) -> pl.DataFrame | None:
+        """The table of the automata; None when they were not looked for."""
+        return read_index(self.path)
 
     def tokens(self, *, held_out: bool | None = None) -> TokenTable:
         """Read the tokens in text order, with the features that fire on each.
@@ -186,17 +183,6 @@ class Run:
         pieces = [_ids_of(file, wanted) for file in token_files(self.path)]
         table = self.vocabulary.sort("token_id")["token_bytes"].to_list()
         return b"".join(table[token] for piece in pieces for token in piece)
-
-    @cached_property
-    def _automata_index(self) -> pl.DataFrame | None:
-        file = self.path / "automata" / "index.parquet"
-        return read_parquet(file) if file.is_file() else None
-
-    def _automata_names(self) -> list[str]:
-        if self._automata_index is not None:
-            names: list[str] = self._automata_index.sort("rank")["name"].to_list()
-            return names
-        return sorted(file.stem for file in (self.path / "automata").glob("*.json"))
 
 
 def _range(doc_ids: pl.Series) -> str:

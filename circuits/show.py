@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from circuits.automata_files import why_none
+from circuits.cards import NOT_MEASURED
 from circuits.lettering import shown_label, shown_token
 from circuits.states import has_next
 from sae_core.files import parquet_columns
@@ -69,7 +72,7 @@ def card_of(run: Run, what: str) -> dict[str, Any]:
     known = {automaton.name: automaton for automaton in run.automata}
     if what in known:
         return automaton_card(known[what])
-    names = f"automata are {', '.join(known)}" if known else "the run has no automata"
+    names = f"automata are {', '.join(known)}" if known else why_none(run.path)
     raise ValueError(
         f"{what!r} is no feature, edge or automaton; features are 0..{run.manifest.d_sae - 1}, an "
         f"edge is written 12:40, {names}"
@@ -167,13 +170,15 @@ def _edge_lines(card: dict[str, Any]) -> Iterator[str]:
 def _automaton_lines(card: dict[str, Any]) -> Iterator[str]:
     yield visible(f"{card['name']} ({card['kind']}): {card['title']}")
     for name, value in card["scores"].items():
-        yield visible(f"  {name}: {'-' if value is None else f'{value:.4g}'}")
+        yield visible(f"  {name}: {NOT_MEASURED if value is None else f'{value:.4g}'}")
     labels = {state["id"]: shown_label(state["label"]) for state in card["states"]}
+    leaving: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for step in sorted(card["transitions"], key=lambda step: -step["probability"]):
+        leaving[step["source"]].append(step)
     for state in card["states"]:
         features = " ".join(str(feature) for feature in state["features"])
         yield f"  state {state['id']}: {labels[state['id']]}  (features {features})"
-        steps = [step for step in card["transitions"] if step["source"] == state["id"]]
-        for step in sorted(steps, key=lambda step: -step["probability"]):
+        for step in leaving[state["id"]]:
             tokens = _joined([token["token_str"] for token in step["tokens"]])
             target = f"{step['target']} {labels.get(step['target'], '')}".strip()
             yield f"    {step['probability']:6.1%} -> {target}: {tokens}"

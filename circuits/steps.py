@@ -55,6 +55,8 @@ def automata_rows(run: Path, *, say: Callable[[str], None]) -> list[dict[str, An
     with DirectoryLock(run):
         found = find_automata(opened, progress=say)
         write_automata(run, found)
+    if found and not opened.documents["held_out"].any():
+        say("No document is held out: held-out scores are not measured (null in JSON).")
     return index_frame(found).to_dicts()
 
 
@@ -210,6 +212,8 @@ def truth_scores(
         held_out = None
     text = truth_text(run, kind, held_out=held_out, only=only)
     say(f"{len(text.documents)} documents, {len(text.tokens.doc_ids):,} tokens.")
+    if len(text.documents) == 1:
+        say("One document: its second half is scored, and no interval can be estimated.")
     neurons = _neurons_of(run, text.documents, gather_neurons, say)
     automata = [zoomed(automaton, n_states) for automaton in run.automata]
     rows = rows_of(tables_of(run, text, automata=automata, neurons=neurons))

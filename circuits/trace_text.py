@@ -16,7 +16,7 @@ import polars as pl
 from circuits.trace import trace
 from sae_core.errors import GraphError, StoreError
 from sae_core.schema import TokenTable
-from sae_core.store import token_files
+from sae_core.store import refuse_not_finite, token_files
 from sae_core.tokens import token_str
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def _stored_tokens(run: Run, doc_id: int) -> tuple[TokenTable, bool]:
         for file in token_files(run.path)
     ]
     frame = pl.concat(pieces)
-    return _table_of(frame), "features" in frame.columns
+    table = _table_of(frame)
+    refuse_not_finite(table)
+    return table, "features" in frame.columns
 
 
 def _table_of(frame: pl.DataFrame) -> TokenTable:

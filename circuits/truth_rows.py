@@ -49,16 +49,16 @@ class TruthRow:
     macro_f1: float
     """F1 averaged over the labels that occur."""
 
-    low: float
-    """Lower end of the 95 % interval of the accuracy."""
+    low: float | None
+    """Lower end of the 95 % interval of the accuracy; None where one unit gives no interval."""
 
-    high: float
+    high: float | None
     """Upper end."""
 
-    macro_f1_low: float
+    macro_f1_low: float | None
     """Lower end of the 95 % interval of the macro-F1."""
 
-    macro_f1_high: float
+    macro_f1_high: float | None
     """Upper end."""
 
     difference: float | None
@@ -80,9 +80,9 @@ class _Drawn(NamedTuple):
     accuracy: float
     macro_f1: float
     accuracies: NDArray[np.float64]
-    """(N_RESAMPLES,)."""
+    """One a draw."""
     macro_f1s: NDArray[np.float64]
-    """(N_RESAMPLES,)."""
+    """One a draw."""
 
 
 def count_table(
@@ -152,7 +152,9 @@ def rows_of(found: TruthTables) -> list[TruthRow]:
 
 
 def _draws(n_units: int) -> NDArray[np.float64]:
-    """Give how often each unit is drawn, (N_RESAMPLES, n_units)."""
+    """Give how often each unit is drawn, (N_RESAMPLES, n_units); of one unit nothing is drawn."""
+    if n_units == 1:
+        return np.zeros((0, 1))
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     drawn = (rng.integers(n_units, size=n_units) for _ in range(N_RESAMPLES))
     return np.stack([np.bincount(draw, minlength=n_units) for draw in drawn]).astype(float)
@@ -187,6 +189,9 @@ def _row(what: str, one: _Drawn, features: _Drawn, n_tokens: int) -> TruthRow:
     )
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def _interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """Give the 95 % interval; none where there was no unit to draw another from."""
+    if len(values) == 0:
+        return None, None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from circuits.automaton import Example, FeatureAutomaton
 
+MAX_WORK = (
+    10**10
+)  # states squared x outcomes: about a minute; what is found here takes a thousandth
 REST = -1  # stands for the tokens that an arrow does not list
 
 
@@ -47,7 +50,7 @@ def zoom(automaton: FeatureAutomaton, n_states: int) -> FeatureAutomaton:
 
     Raises:
         ValueError: n_states is below 1.
-        GraphError: the automaton has fewer states than that.
+        GraphError: the automaton has fewer states than that, or is too large to be merged.
     """
     stored = len(automaton.states)
     if n_states < 1:
@@ -59,6 +62,12 @@ def zoom(automaton: FeatureAutomaton, n_states: int) -> FeatureAutomaton:
         )
     if n_states == stored:
         return automaton
+    n_outcomes = len({step.target for step in automaton.transitions})
+    if stored**2 * n_outcomes > MAX_WORK:
+        raise GraphError(
+            f"automaton {automaton.name} has {stored:,} states and {n_outcomes:,} targets, too many to "
+            "merge; draw it without --states"
+        )
     rows = [(at,) for at in range(stored)]
     parts = merged_groups(rows, merge_order(outcome_counts(automaton)), n_states)
     groups = [[automaton.states[at] for at in sorted(part)] for part in parts]

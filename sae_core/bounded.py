@@ -42,13 +42,27 @@ def read_json(path: Path, error: type[FeatureCircuitError]) -> dict[str, Any]:
             "check that it is the right file"
         )
     try:
-        fields = json.loads(text, object_pairs_hook=_refuse_duplicates)
+        fields = json.loads(text, object_pairs_hook=refuse_duplicates)
     except ValueError as err:
         raise error(
             f"{path} is not a readable JSON file ({err}); write it again, or give another folder"
         ) from err
     if not isinstance(fields, dict):
         raise error(f"{path} holds a JSON {type(fields).__name__}; an object {{...}} was expected")
+    return fields
+
+
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the fields of a JSON object, as the `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"the key {key!r} is there twice")
+        fields[key] = value
     return fields
 
 
@@ -81,12 +95,3 @@ def _is_deep(text: str) -> bool:
         if depth > MAX_JSON_DEPTH:
             return True
     return False
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in fields:
-            raise ValueError(f"the key {key!r} is there twice")
-        fields[key] = value
-    return fields

@@ -148,19 +148,26 @@ def say(message: str) -> None:
     click.echo(_one_line(message), err=True)
 
 
-def emit(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str] = ()) -> None:
+def emit(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    columns: Sequence[str] = (),
+    absent: str = "-",
+) -> None:
     """Print rows as a table, or as one JSON document.
 
     Args:
         rows: of equal keys.
         as_json: print a list of objects, ASCII only.
         columns: of the table; those of the first row when empty.
+        absent: what the table shows for null and for what is no number; JSON has null.
     """
     if as_json:
         click.echo(json.dumps(_finite(list(rows)), indent=1, default=str))
         return
     names = list(columns) or list(rows[0] if rows else ())
-    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    cells = [[_cell(row.get(name), absent) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     numeric = [bool(rows) and all(_is_number(row.get(name)) for row in rows) for name in names]
     for line in (names, *cells):
@@ -188,26 +195,42 @@ def progress_line(unit: str) -> Iterator[Callable[[float], None]]:
 
 
 def write_output(path: Path, data: bytes, *, force: bool) -> None:
-    """Write a file that the user named; `-` is stdout.
+    """Write a file that the user named; see `write_outputs`."""
+    write_outputs({path: data}, force=force)
+
+
+def write_outputs(files: Mapping[Path, bytes], *, force: bool) -> None:
+    """Write files that the user named; `-` is stdout. None is written where one may not be.
 
     Raises:
-        StoreError: it is a folder, cannot be written, or exists with other bytes and not `force`.
+        StoreError: one is a folder, cannot be written, or exists with other bytes and not `force`.
     """
+    wanted = [path for path, data in files.items() if _is_wanted(path, data, force=force)]
+    for path in wanted:
+        if str(path) == "-":
+            sys.stdout.buffer.write(files[path])
+            sys.stdout.buffer.flush()
+        else:
+            from sae_core.files import write_bytes  # noqa: PLC0415 - brings in polars
+
+            write_bytes(path, files[path])
+
+
+def _is_wanted(path: Path, data: bytes, *, force: bool) -> bool:
+    """Say whether a file is to be written; False where it is there with these bytes."""
     if str(path) == "-":
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
+        return True
     if path.is_dir():
         raise StoreError(f"{path} is a folder; give the name of a file with -o")
-    from sae_core.files import reading, write_bytes  # noqa: PLC0415 - brings in polars
+    from sae_core.files import reading  # noqa: PLC0415 - brings in polars
 
-    if path.exists() and not force:
-        with reading(path):
-            same = path.read_bytes() == data
-        if same:
-            return
+    if not path.exists() or force:
+        return True
+    with reading(path):
+        same = path.read_bytes() == data
+    if not same:
         raise StoreError(f"{path} exists and is another; choose another -o, or give --force")
-    write_bytes(path, data)
+    return False
 
 
 def _keep_lines(command: click.Command) -> None:
@@ -291,9 +314,9 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
+def _cell(value: Any, absent: str = "-") -> str:
+    if value is None or value != value:  # noqa: PLR0124 - NaN
+        return absent
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -138,6 +138,28 @@ def read_documents(run: Path) -> pl.DataFrame:
     return _read_table(run / "documents.parquet", DOCUMENT_SCHEMA)
 
 
+def as_table(frame: pl.DataFrame, path: Path, schema: dict[str, Any]) -> pl.DataFrame:
+    """Give the columns of a schema, in its types.
+
+    Args:
+        frame: what was read.
+        path: where from.
+        schema: column -> type.
+
+    Raises:
+        StoreError: a column is missing or holds what its type does not; file and column are named.
+    """
+    missing = [name for name in schema if name not in frame.columns]
+    if missing:
+        raise StoreError(f"{path} lacks the column {missing[0]!r}; expected {', '.join(schema)}")
+    try:
+        return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
+    except pl.exceptions.PolarsError as err:
+        raise StoreError(
+            f"{path} has a column of the wrong type: {str(err).splitlines()[0]}"
+        ) from err
+
+
 def token_files(run: Path) -> list[Path]:
     """List a run's token shards in text order."""
     return sorted((run / "tokens").glob("*.parquet"))
@@ -171,6 +193,24 @@ def iter_token_shards(run: Path, *, held_out: bool | None = None) -> Iterator[To
 def read_token_file(path: Path) -> TokenTable:
     """Read one shard of tokens with the features that fire on each; see `read_tokens`."""
     return _table_of(_token_frame(path))
+
+
+def refuse_not_finite(table: TokenTable) -> None:
+    """Refuse activations and promotions that are no numbers, wherever a table comes from.
+
+    Raises:
+        StoreError: one is NaN or infinite; its document, position and feature are named.
+    """
+    for name in ("acts", "promotions"):
+        values = getattr(table, name)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            row = int(np.searchsorted(table.indptr, bad[0], side="right")) - 1
+            raise StoreError(
+                f"document {table.doc_ids[row]}, position {table.pos[row]}: {name} of feature "
+                f"{table.features[bad[0]]} is {values[bad[0]]}; expected a finite number; make the "
+                "run again from numbers that are finite"
+            )
 
 
 def select_tokens(table: TokenTable, keep: NDArray[np.bool_]) -> TokenTable:
@@ -287,19 +327,7 @@ def _manifest_of(found: dict[str, Any], path: Path) -> Manifest:
 
 
 def _read_table(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
-    return _as_table(read_parquet(path), path, schema)
-
-
-def _as_table(frame: pl.DataFrame, path: Path, schema: dict[str, Any]) -> pl.DataFrame:
-    missing = [name for name in schema if name not in frame.columns]
-    if missing:
-        raise StoreError(f"{path} lacks the column {missing[0]!r}; expected {', '.join(schema)}")
-    try:
-        return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
-    except pl.exceptions.PolarsError as err:
-        raise StoreError(
-            f"{path} has a column of the wrong type: {str(err).splitlines()[0]}"
-        ) from err
+    return as_table(read_parquet(path), path, schema)
 
 
 def _doc_mask(run: Path, held_out: bool) -> pl.Series:  # noqa: FBT001 - private
@@ -314,7 +342,7 @@ def _token_frame(path: Path) -> pl.DataFrame:
             f"{path} holds no activations (the run was made with --no-keep-acts); "
             "gather again with --keep-acts"
         )
-    return _as_table(frame, path, TOKEN_SCHEMA | ACT_SCHEMA)
+    return as_table(frame, path, TOKEN_SCHEMA | ACT_SCHEMA)
 
 
 def _kept_rows(frame: pl.DataFrame, keep: pl.Series | None) -> pl.DataFrame:
@@ -328,7 +356,9 @@ def _table_of(frame: pl.DataFrame) -> TokenTable:
     lists = [_flat(frame[name]) for name in ACT_SCHEMA]
     if len({len(values) for values in lists}) != 1:
         raise StoreError("features, acts and promotions of a token have different lengths")
-    return TokenTable._make([*columns, indptr, *lists])
+    table = TokenTable._make([*columns, indptr, *lists])
+    refuse_not_finite(table)
+    return table
 
 
 def _flat(column: pl.Series) -> Any:
