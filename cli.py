@@ -194,7 +194,9 @@ def render(
     for note in dict.fromkeys(note for file in files for note in file.notes):
         console.say(note)
     if not to_stdout:
-        done = f"{len(targets)} written to {output}" if files else f"Nothing to draw: {why_none(run)}"
+        done = (
+            f"{len(targets)} written to {output}" if files else f"Nothing to draw: {why_none(run)}"
+        )
         console.say(f"{done}.")
 
 

@@ -124,7 +124,7 @@ def plan(automaton: FeatureAutomaton, *, detail: bool = True) -> Drawing:
     Returns:
         Cards in the order of the states, arrows the most probable first.
     """
-    states = _strongest_states(automaton)
+    states = strongest_states(automaton, MAX_STATES)
     arrows = _arrows(automaton, {state.id for state in states}, detail=detail)
     kept = _kept_arrows(arrows, [state.id for state in states])
     n_examples = (N_EXAMPLES if len(states) <= FULL_CARDS else 1) if detail else 0
@@ -174,15 +174,15 @@ def score_number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
-def _strongest_states(automaton: FeatureAutomaton) -> list[State]:
-    """Give the states with the most counted pairs, in their own order."""
+def strongest_states(automaton: FeatureAutomaton, most: int) -> list[State]:
+    """Give the `most` states with the most counted pairs, in their own order."""
     flow: dict[int, int] = defaultdict(int)
     for step in automaton.transitions:
         flow[step.source] += step.n_pairs
         if step.target != EXIT:
             flow[step.target] += step.n_pairs
     ranked = sorted(automaton.states, key=lambda state: (-flow[state.id], state.id))
-    kept = {state.id for state in ranked[:MAX_STATES]}
+    kept = {state.id for state in ranked[:most]}
     return [state for state in automaton.states if state.id in kept]
 
 

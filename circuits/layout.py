@@ -20,6 +20,8 @@ import shutil
 import signal
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sae_core.errors import RenderError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Engine = Literal["embedded", "dot"]
+OUTPUT_BYTES = 32 << 20  # that is read of a process; a layout of MAX_STATES cards has 100 KB
 LAYOUT_SECONDS = 10.0  # a layout of MAX_STATES cards takes well under one
 MEMORY_BYTES = 1 << 30
 START_BYTES = 4096  # of a message of Graphviz that is read
@@ -118,16 +121,32 @@ def _process(command: list[str], text: bytes, seconds: float) -> tuple[int, byte
         )
     except OSError as err:
         raise RenderError(f"Graphviz's {command[0]} does not start ({err.strerror})") from err
-    with process:
+    with process, ThreadPoolExecutor(3) as pool:
         try:
-            result, said = process.communicate(text, timeout=seconds)
-        except subprocess.TimeoutExpired as err:
+            pool.submit(_feed, process.stdin, text)
+            streams = (process.stdout, process.stderr)
+            read = [pool.submit(_read_most, stream) for stream in streams]
+            result, said = (one.result(timeout=seconds) for one in read)
+            process.wait(timeout=seconds)
+        except (subprocess.TimeoutExpired, TimeoutError) as err:
             _end(process)
             raise RenderError(f"Graphviz's {command[0]} took over {seconds:g} s") from err
         except BaseException:
             _end(process)
             raise
     return process.returncode, result, said
+
+
+def _feed(stream: Any, text: bytes) -> None:
+    """Write to a process that may not read."""
+    with suppress(BrokenPipeError), stream:
+        stream.write(text)
+
+
+def _read_most(stream: Any) -> bytes:
+    """Read to the end; a process that prints without end then waits, and runs out of time."""
+    data: bytes = stream.read(OUTPUT_BYTES)
+    return data
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 N_FIGURES = 3
 N_TOKENS = 12
 N_SHADES = 8
+MAX_ROWS = 500  # of a table; more are not read, and slow a browser down
 
 
 @dataclass(frozen=True)
@@ -207,12 +208,21 @@ def _figures(automaton: FeatureAutomaton) -> str:
 
 
 def _states(automaton: FeatureAutomaton) -> str:
-    rows = "".join(_state_row(automaton, at, state) for at, state in enumerate(automaton.states))
+    order = {state.id: at for at, state in enumerate(automaton.states)}
+    kept = cards.strongest_states(automaton, MAX_ROWS)
+    rows = "".join(_state_row(automaton, order[state.id], state) for state in kept)
     return (
         '<h3>States</h3><div class="wide"><table class="states"><thead><tr>'
         '<th>State</th><th>Features</th><th class="number">Leaves</th><th>Examples</th>'
         f"</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"{_hidden(len(order) - len(kept), 'states')}"
     )
+
+
+def _hidden(n_rows: int, what: str) -> str:
+    """Count the rows that a table leaves out."""
+    said = f"{n_rows:,} more {what}, with fewer pairs, are in the JSON only."
+    return f'<p class="note">{said}</p>' if n_rows else ""
 
 
 def _state_row(automaton: FeatureAutomaton, at: int, state: State) -> str:
@@ -265,12 +275,14 @@ def _arrows(automaton: FeatureAutomaton) -> str:
             f'<td class="number">{step.n_pairs:,}</td><td class="number">{causal}</td></tr>'
         )
 
-    rows = "".join(row(step) for state in automaton.states for step in automaton.leaving(state.id))
+    steps = [step for state in automaton.states for step in automaton.leaving(state.id)]
+    strongest = sorted(range(len(steps)), key=lambda at: (-steps[at].n_pairs, at))[:MAX_ROWS]
+    rows = "".join(row(steps[at]) for at in sorted(strongest))
     return (
         '<h3>Arrows</h3><div class="wide"><table><thead><tr><th>From</th><th>To</th>'
         '<th class="number">Probability</th><th>Tokens, share of the arrow</th>'
         '<th class="number">Pairs</th><th class="number">Ablation, nats</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<tbody>{rows}</tbody></table></div>{_hidden(len(steps) - len(strongest), 'arrows')}"
     )
 
 
