@@ -50,11 +50,13 @@ def read_graph_table(run: Path, name: str, d_sae: int) -> pl.DataFrame:
 
 
 def _refuse_misfit(column: pl.Series, file: Path, remedy: str, d_sae: int) -> None:
-    wrong, expected = column.is_null() & (column.name in KEY), "a value"
-    if column.name in ("source", "target", "feature_a", "feature_b"):
-        wrong, expected = wrong | (column >= d_sae), f"a feature, 0..{d_sae - 1}"
-    elif column.dtype.is_float():
-        wrong, expected = wrong | ~column.is_finite(), "a finite number"
+    missing = column.is_null() & (column.name in KEY)
+    if column.dtype.is_float():
+        wrong, expected = missing | ~column.is_finite(), "a finite number"
+    elif column.name in ("source", "target", "feature_a", "feature_b"):
+        wrong, expected = missing | (column >= d_sae), f"a feature, 0..{d_sae - 1}"
+    else:
+        return
     at = wrong.fill_null(value=False).arg_true()
     if len(at):
         raise StoreError(

@@ -15,6 +15,7 @@ import polars as pl
 
 from circuits.build import build_graph
 from circuits.discover import find_automata, index_frame, write_automata
+from circuits.graph_memory import counting_bytes, say_or_refuse
 from circuits.query import find_motifs
 from circuits.render import page, render, zoomed
 from circuits.run import open_run
@@ -46,12 +47,16 @@ def automata_rows(run: Path, *, say: Callable[[str], None]) -> list[dict[str, An
 
     Args:
         run: with a graph and kept activations.
-        say: is told why there are none.
+        say: is told what memory is needed, and why there are none.
 
     Returns:
         The rows of `automata/index.parquet`, best first.
+
+    Raises:
+        GraphError: the memory does not suffice; nothing was begun.
     """
     opened = open_run(run)
+    say_or_refuse("looking for automata", counting_bytes(run), say)
     with DirectoryLock(run):
         found = find_automata(opened, progress=say)
         write_automata(run, found)

@@ -18,7 +18,6 @@ N_ROUNDS = 60
 N_WORDS = 7
 TURN, REST = [[0], [1], [0], [1], [0], [1]], 20
 ROUND = len(TURN) + REST
-NAME = "pair"
 
 
 def write_paired(
@@ -67,3 +66,20 @@ def found_in(path: Path) -> str:
         assert done.exit_code == 0, done.stderr
     name: str = pl.read_parquet(path / "automata" / "index.parquet")["name"][0]
     return name
+
+
+def file_of(run: Path) -> Path:
+    """Give the JSON of the run's first automaton."""
+    return next((run / "automata").glob("*.json"))
+
+
+def every_command(run: Path, out: Path) -> list[tuple[object, ...]]:
+    """Give a call of each command that reads automata."""
+    name = file_of(run).stem
+    return [
+        ("show", run, name),
+        ("render", run, "-o", out),
+        ("page", run, "-o", out / "page.html"),
+        ("trace", run, name, run / "manifest.json", "--by", "tokens"),
+        ("truth", run, "--kind", "utf8"),
+    ]
