@@ -193,11 +193,10 @@ def render(
     console.write_outputs(targets, force=force)
     for note in dict.fromkeys(note for file in files for note in file.notes):
         console.say(note)
-    if not to_stdout:
-        done = (
-            f"{len(targets)} written to {output}" if files else f"Nothing to draw: {why_none(run)}"
-        )
-        console.say(f"{done}.")
+    if not files:
+        console.say(f"Nothing to draw: {why_none(run)}.")
+    elif not to_stdout:
+        console.say(f"{len(targets)} written to {output}.")
 
 
 @cli.command()

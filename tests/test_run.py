@@ -79,7 +79,7 @@ def test_a_missing_automaton_file_is_named(run: circuits.Run) -> None:
     folder = run.path / "automata"
     folder.mkdir()
     pl.DataFrame({"name": ["html"], "rank": [1]}).write_parquet(folder / "index.parquet")
-    with pytest.raises(StoreError, match=r"html\.json cannot be read; run `circuits automata"):
+    with pytest.raises(StoreError, match=r"html\.json is missing; run `circuits automata"):
         _ = run.automata
 
 

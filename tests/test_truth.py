@@ -261,11 +261,11 @@ def test_tokens_without_a_label_are_not_scored() -> None:
     assert scored(tokens, [UNLABELLED] * 100 + labels[100:], groups)["token"].n_tokens == 2900
 
 
-def test_one_document_is_scored_on_its_second_half() -> None:
+def test_one_document_is_scored_on_its_second_half_without_an_interval() -> None:
     tokens, labels, _ = world(6)
     alone = tokens._replace(doc_ids=np.zeros(3000, dtype=np.uint32))
     row = scored(alone, labels, [0] * 3000)["features"]
-    assert (row.n_tokens, row.accuracy, row.low, row.high) == (1500, 1.0, 1.0, 1.0)
+    assert (row.n_tokens, row.accuracy, row.low, row.high) == (1500, 1.0, None, None)
 
 
 def test_the_strongest_are_those_far_above_their_own_mean() -> None:
