@@ -61,11 +61,18 @@ def read_automata(run: Path, d_sae: int) -> tuple[FeatureAutomaton, ...]:
     return tuple(_read(run, name, d_sae) for name in names)
 
 
-def why_none(run: Path) -> str:
-    """Say why a run without automata has none, and what to do."""
+def why_none(run: Path, *, called: str | None = None) -> str:
+    """Say why a run without automata has none, and what to do.
+
+    Args:
+        run: the run directory.
+        called: what it is called in the command; None gives its path. A page, which may be sent
+            to others and is the same wherever it was made, calls it RUN.
+    """
+    command = f"`circuits automata {called or run}`"
     if (run / "automata" / "index.parquet").is_file():
-        return f"no automaton was found; `circuits automata {run}` says what is nearest to one"
-    return f"automata were not looked for yet; run `circuits automata {run}`"
+        return f"no automaton was found; {command} says what is nearest to one"
+    return f"automata were not looked for yet; run {command}"
 
 
 def _read(run: Path, name: str, d_sae: int) -> FeatureAutomaton:

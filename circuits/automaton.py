@@ -23,8 +23,6 @@ from sae_core.bounded import refuse_duplicates
 from sae_core.errors import GraphError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import networkx as nx
     import numpy as np
     import polars as pl
@@ -360,16 +358,6 @@ class FeatureAutomaton:
                 "circuits.open_run(path).automata, or give run=circuits.open_run(path)"
             )
         return home
-
-
-def best_first(automata: Iterable[FeatureAutomaton]) -> list[FeatureAutomaton]:
-    """Order automata by rank, the best first; those without a rank last, by name."""
-
-    def key(automaton: FeatureAutomaton) -> tuple[bool, float, str]:
-        rank = automaton.scores.get("rank")
-        return (rank is None, rank or 0, automaton.name)
-
-    return sorted(automata, key=key)
 
 
 def _written(text: str, path: str | Path | None) -> str:

@@ -380,7 +380,7 @@ def _coactivation(statistics: Statistics) -> pl.DataFrame:
 
 def _why_no_edge(pairs: pl.DataFrame, statistics: Statistics) -> str:
     if statistics.n_tokens == 0:
-        return "no token was counted: every document is held out; hold out fewer, or give more text"
+        return "no token was counted: there is none, or all are held out; give more text, or hold out less"
     if statistics.n_pairs == 0:
         return "no token has a successor in its window: there is no pair to count; give more text"
     most: Any = statistics.transitions["n_pairs"].max()

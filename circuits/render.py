@@ -91,7 +91,7 @@ def page_header(run: Run, *, title: str = "Automata") -> PageHeader:
     n_held_out = int(documents["held_out"].sum())
     notes = [graph.reason] if graph.reason else []
     if not run.automata:
-        notes.append(f"There is nothing to show: {why_none(run.path)}.")
+        notes.append(f"There is nothing to show: {why_none(run.path, called='RUN')}.")
     if not n_held_out:
         notes.append(
             "No document was held out, so no score is of unseen text: held-out scores are not measured."

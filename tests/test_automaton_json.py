@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuits import automaton_json
-from circuits.automaton import EXIT, EdgeToken, FeatureAutomaton, Transition, best_first
+from circuits.automaton import EXIT, EdgeToken, FeatureAutomaton, Transition
 from sae_core.errors import GraphError
 
 
@@ -136,8 +136,3 @@ def test_transitions_leave_a_state_most_probable_first() -> None:
 def test_a_state_that_is_not_there_is_named() -> None:
     with pytest.raises(GraphError, match="has no state 9; its states are 0, 1, 2, 3"):
         html_system().state(9)
-
-
-def test_automata_without_a_rank_come_last() -> None:
-    names = [one.name for one in best_first([hostile(), loop(), html_system()])]
-    assert names == ["html-tags", "base64", "hostile"]

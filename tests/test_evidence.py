@@ -175,7 +175,7 @@ def test_no_table_holds_a_nan_and_columns_are_as_promised(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([], "no token has a successor"),
+        ([], "no token was counted"),
         ([[0]], "no token has a successor"),
         (
             [[0], [1], [], []] * 3,
