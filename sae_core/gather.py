@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +26,6 @@ from sae_core import statistics
 from sae_core.corpus import plan_documents
 from sae_core.errors import StoreMismatchError, TextError
 from sae_core.files import DirectoryLock, read_parquet, sha256_of, write_parquet
-from sae_core.gather_memory import BYTES_A_TOKEN, entries_at_once, gather_need
 from sae_core.language_model import LanguageModel, check_fits, load_model
 from sae_core.logits import LogitEffects
 from sae_core.output import open_manifest, refuse_foreign
@@ -97,9 +95,7 @@ def gather(
     force: bool = False,
     skip_bad_rows: bool = False,
     repair: bool = False,
-    memory: int | None = None,
     progress: Callable[[int], None] | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> GatherResult:
     """Read texts with a model and a dictionary into a run directory.
 
@@ -115,18 +111,14 @@ def gather(
         force: replace a run of other settings.
         skip_bad_rows: count and skip unreadable rows of JSONL and Parquet inputs.
         repair: compute those files of a run again that are not as they were written, and no others.
-        memory: bytes that the process may take in all; None leaves it to the machine. Fewer tokens
-            are then counted at once, to the same bytes.
         progress: is called with the bytes of text read so far, after each shard.
-        say: is told one line, what memory is needed, before the work.
 
     Returns:
         What was done.
 
     Raises:
         TextError: nothing to read.
-        ModelError, SaeError: model, dictionary and hook point do not fit, or the memory does not
-            suffice.
+        ModelError, SaeError: model, dictionary and hook point do not fit.
         StoreError: `out` is not ours, locked, damaged, or of other settings.
         ValueError: held_out is no share, or both `force` and `repair` are asked for.
     """
@@ -162,17 +154,7 @@ def gather(
         manifest = open_manifest(run, settings, force=force)
         if manifest.complete and not repair:
             return _result(run, manifest, 0)
-        n_tokens = min(max_tokens or sys.maxsize, plan.n_bytes // BYTES_A_TOKEN + 1)
-        need = gather_need(
-            n_tokens,
-            shard_tokens=SHARD_WINDOWS * reader.n_ctx,
-            d_sae=settings.d_sae,
-            k=dictionary.config.k,
-        )
-        group_entries = entries_at_once(
-            need, d_sae=settings.d_sae, budget=memory, say=say or (lambda _: None)
-        )
-        worker = _Gatherer(run, settings, reader, dictionary, plan, group_entries=group_entries)
+        worker = _Gatherer(run, settings, reader, dictionary, plan)
         if repair:
             return worker.repair(manifest, progress)
         refuse_damaged(run)
@@ -189,15 +171,13 @@ class _Gatherer:
         model: LanguageModel,
         sae: SparseAutoencoder,
         plan: DocumentPlan,
-        *,
-        group_entries: int,
     ) -> None:
         self.run = run
         self.settings = settings
         self.model = model
         self.plan = plan
         self.effects = LogitEffects.of(model, sae)
-        self.sums = RunningSums(run, settings, group_entries=group_entries)
+        self.sums = RunningSums(run, settings)
         self.shards = ShardWriter(
             run, settings, model=model, sae=sae, effects=self.effects, sums=self.sums
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROC = Path("/proc")
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?")
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 GROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 INT_MAX = 2**31 - 1
@@ -44,33 +41,6 @@ class Free(NamedTuple):
 
     limit: str
     """What sets it."""
-
-
-def taken_memory(proc: Path = PROC) -> int:
-    """Give the bytes of memory that this process has now; on macOS the most it had, on Windows 0."""
-    if sys.platform == "win32":
-        return 0
-    try:
-        return int((proc / "self" / "statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most << 10
-
-
-def byte_size(text: str) -> int:
-    """Read a number of bytes, such as 800M or 2.5 GB; units are powers of 1,000.
-
-    Raises:
-        ValueError: it is no such number.
-
-    Example:
-        >>> byte_size("1.5G"), byte_size("800 MB"), byte_size("4096")
-        (1500000000, 800000000, 4096)
-    """
-    found = SIZE.fullmatch(text.strip().upper())
-    if found is None or not float(found[1]):
-        raise ValueError(f"{text!r} is not a size, such as 800M or 2G")
-    return int(float(found[1]) * UNITS[found[2]])
 
 
 def keep_freed_memory() -> None:

@@ -31,13 +31,9 @@ GROUP_ENTRIES = 1 << 23  # features that fire, of shards counted together: 100 M
 class RunningSums:
     """The sums of the finished shards of one run."""
 
-    def __init__(
-        self, run: Path, settings: GatherSettings, *, group_entries: int | None = None
-    ) -> None:
-        """Start empty; `group_entries` features that fire are counted together, as many as is usual."""
+    def __init__(self, run: Path, settings: GatherSettings) -> None:
         self.run = run
         self.settings = settings
-        self.group_entries = group_entries or GROUP_ENTRIES
         self._counted: list[Path] = []
         self._waiting: list[TokenTable] = []
 
@@ -66,7 +62,7 @@ class RunningSums:
         part = self.run / PARTS / name
         self.keep(name, tokens)
         self._waiting.append(tokens)
-        if sum(len(table.features) for table in self._waiting) >= self.group_entries:
+        if sum(len(table.features) for table in self._waiting) >= GROUP_ENTRIES:
             statistics.save(self._count_waiting(), part / "statistics")
             self._counted.append(part / "statistics")
             self._waiting = []
