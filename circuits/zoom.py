@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
     from circuits.automaton import Example, FeatureAutomaton
 
-MAX_WORK = (
-    10**10
-)  # states squared x outcomes: about a minute; what is found here takes a thousandth
+MAX_WORK = 10**10  # states squared x outcomes, about a minute; what is found takes a thousandth
 REST = -1  # stands for the tokens that an arrow does not list
 
 
@@ -62,14 +60,8 @@ def zoom(automaton: FeatureAutomaton, n_states: int) -> FeatureAutomaton:
         )
     if n_states == stored:
         return automaton
-    n_outcomes = len({step.target for step in automaton.transitions})
-    if stored**2 * n_outcomes > MAX_WORK:
-        raise GraphError(
-            f"automaton {automaton.name} has {stored:,} states and {n_outcomes:,} targets, too many to "
-            "merge; draw it without --states"
-        )
     rows = [(at,) for at in range(stored)]
-    parts = merged_groups(rows, merge_order(outcome_counts(automaton)), n_states)
+    parts = merged_groups(rows, _merges(automaton), n_states)
     groups = [[automaton.states[at] for at in sorted(part)] for part in parts]
     home = {state.id: min(one.id for one in group) for group in groups for state in group}
     return replace(
@@ -91,6 +83,9 @@ def merge_tree(automaton: FeatureAutomaton) -> tuple[Merge, ...]:
         called from then on. The costs of the first k add up to what `zoom(n_states - k)` loses of
         I(state; next token, next state), in bits a step.
 
+    Raises:
+        GraphError: the automaton is too large to be merged.
+
     Example:
         >>> from circuits.automaton import EdgeToken, FeatureAutomaton, State, Transition
         >>> end = tuple(EdgeToken(at, "ab"[at], 1.0) for at in (0, 1))
@@ -104,11 +99,23 @@ def merge_tree(automaton: FeatureAutomaton) -> tuple[Merge, ...]:
     """
     name = [state.id for state in automaton.states]
     found = []
-    for merge in merge_order(outcome_counts(automaton)):
+    for merge in _merges(automaton):
         low, high = sorted((name[merge.a], name[merge.b]))
         found.append(Merge(low, high, merge.loss_bits))
         name[merge.a] = low
     return tuple(found)
+
+
+def _merges(automaton: FeatureAutomaton) -> list[Merge]:
+    """Give all merges in their order, by the places of states; refuse what would take minutes."""
+    n_states = len(automaton.states)
+    n_targets = len({step.target for step in automaton.transitions})
+    if n_states**2 * n_targets > MAX_WORK:
+        raise GraphError(
+            f"automaton {automaton.name} has {n_states:,} states and {n_targets:,} targets, too many to "
+            "merge; draw it without --states"
+        )
+    return merge_order(outcome_counts(automaton))
 
 
 def outcome_counts(automaton: FeatureAutomaton) -> NDArray[np.int64]:

@@ -211,3 +211,16 @@ def test_fewer_than_one_state_is_refused(n: int) -> None:
 
 def test_an_automaton_zooms_itself() -> None:
     assert twins().zoom(2) == zoom(twins(), 2)
+
+
+def test_what_would_take_minutes_to_merge_is_refused_by_both_ways(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("circuits.zoom.MAX_WORK", 4**2 * 5 - 1)
+    for merge in (lambda: zoom(twins(), 2), twins().merge_tree):
+        with pytest.raises(
+            GraphError, match=r"twins has 4 states and 5 targets, too many to merge"
+        ):
+            merge()
+    monkeypatch.setattr("circuits.zoom.MAX_WORK", 4**2 * 5)
+    assert len(zoom(twins(), 2).states) == 2
