@@ -13,7 +13,7 @@ import polars as pl
 from circuits.automaton import FeatureAutomaton
 from circuits.automaton_json import SUBJECT, is_name
 from sae_core.errors import GraphError, StoreError
-from sae_core.files import MAX_JSON_BYTES, read_parquet
+from sae_core.files import read_parquet, read_small_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ def why_none(run: Path, *, called: str | None = None) -> str:
 def _read(run: Path, name: str, d_sae: int) -> FeatureAutomaton:
     file = run / "automata" / f"{name}.json"
     try:
-        automaton = FeatureAutomaton.from_json(_text_of(file))
+        automaton = FeatureAutomaton.from_json(read_small_text(file))
         _refuse_misfit(automaton, name, d_sae)
     except FileNotFoundError as err:
         raise StoreError(f"{file} is missing; {_again(run)}") from err
@@ -88,15 +88,6 @@ def _read(run: Path, name: str, d_sae: int) -> FeatureAutomaton:
         wrong = str(err).removeprefix(SUBJECT)
         raise StoreError(f"{file}: {wrong}; mend it, or {_again(run)}") from err
     return automaton
-
-
-def _text_of(file: Path) -> str:
-    """Read a file of bounded size; a pipe would be waited for without end."""
-    if file.exists() and not file.is_file():
-        raise ValueError("no regular file; a JSON document was expected")
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"over {MAX_JSON_BYTES >> 20} MB, too large for an automaton")
-    return file.read_text(encoding="utf-8")
 
 
 def _refuse_misfit(automaton: FeatureAutomaton, name: str, d_sae: int) -> None:

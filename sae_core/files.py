@@ -89,6 +89,20 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     write_atomic(path, write)
 
 
+def read_small_text(path: Path) -> str:
+    """Read a text file of bounded size; a pipe, which would be waited for without end, is none.
+
+    Raises:
+        ValueError: it is no regular file, too large, or not UTF-8.
+        OSError: it is missing or cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file; a JSON document was expected")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"over {MAX_JSON_BYTES >> 20} MB, too large to be ours")
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of bounded size.
 
@@ -96,13 +110,13 @@ def read_json(path: Path) -> Any:
         StoreError: missing, too large, not UTF-8 or not JSON; the message names the file.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise StoreError(f"{path} is over {MAX_JSON_BYTES >> 20} MB, too large to be ours")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_small_text(path))
     except FileNotFoundError as err:
         raise StoreError(f"{path} is missing") from err
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
         raise StoreError(f"{path} is not readable JSON ({err}); write it again") from err
+    except ValueError as err:
+        raise StoreError(f"{path} is {err}") from err
     except OSError as err:
         raise StoreError(f"{path} cannot be read: {err.strerror}") from err
 

@@ -227,3 +227,9 @@ def test_two_real_processes_do_not_write_at_once(tmp_path: Path) -> None:
         other.communicate("")
     with DirectoryLock(tmp_path):
         pass
+
+
+def test_a_pipe_in_place_of_a_json_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(StoreError, match=r"a\.json is no regular file; a JSON document was"):
+        read_json(tmp_path / "a.json")
