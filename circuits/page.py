@@ -71,7 +71,7 @@ def page_html(
         "<main>",
         *articles,
         "</main>",
-        f'<footer><p class="note">{_legend(len(automata))}</p></footer>',
+        f'<footer><p class="note">{_legend(len(automata), header)}</p></footer>',
         f'<script type="application/json" id="data">{_json(automata)}</script>',
         f"<script>{script}</script>",
         "</body></html>",
@@ -101,9 +101,9 @@ def _opening(title: str, script: str) -> list[str]:
     ]
 
 
-def _legend(n_automata: int) -> str:
+def _legend(n_automata: int, header: PageHeader) -> str:
     if not n_automata:
-        return "No automata were found."
+        return "" if header.notes else "No automata were found."  # notes say why there are none
     return (
         "Fn is feature n. In examples the shade is the activation and the outlined token is where"
         f" the state fires; {lettering.SPACE} is a space. Percentages are the probability of the"

@@ -47,7 +47,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed blocks for what asks next; the process then never gets smaller.
 
     A step of a training frees large blocks and asks for the same again: fetching them from the
-    kernel each time took a sixth of the time of `circuits train-model`. Elsewhere than with glibc,
+    kernel each time took a tenth of the time of `circuits train-model`. Elsewhere than with glibc,
     nothing is done.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

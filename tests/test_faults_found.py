@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HELD_OUT = ("held_out_retention", "held_out_bits_saved", "held_out_coverage")
-ROOM = (
-    COMPILED + A_THREAD + LEAST
-)  # what is kept free, and what any graph takes: libraries map part
+# What is kept free, and what any graph takes beside the libraries, which map a part of it
+ROOM = COMPILED + A_THREAD + LEAST
 
 
 @pytest.fixture
