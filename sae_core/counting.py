@@ -36,6 +36,8 @@ def transition_counts(
     indices: NDArray[np.integer[Any]],
     doc_ids: NDArray[np.integer[Any]],
     d_sae: int,
+    *,
+    device: str = "cpu",
 ) -> sparse.csr_array:
     """Count the tokens p on which feature i fires while feature j fires on p + 1, same document.
 
@@ -44,12 +46,14 @@ def transition_counts(
         indices: (nnz,) features that fire on each token, each once.
         doc_ids: (n_tokens,) document of each token; no pair crosses a document.
         d_sae: number of features.
+        device: `cpu`, `cuda` or `cuda:N`; the counts are equal.
 
     Returns:
         (d_sae, d_sae) int64 counts; row = source (earlier), column = target (later).
 
     Raises:
         ValueError: the arrays do not fit each other, or an index is not in 0..d_sae - 1.
+        ModelError: there is no such GPU.
 
     Example:
         >>> counts = transition_counts(
@@ -61,6 +65,10 @@ def transition_counts(
     indptr, indices, doc_ids = np.asarray(indptr), np.asarray(indices), np.asarray(doc_ids)
     _check_rows(indptr, indices, doc_ids, d_sae)
     features = np.ascontiguousarray(indices, np.uint32)
+    if device != "cpu":
+        from sae_core import device_counts  # noqa: PLC0415 - torch is slow to load
+
+        return device_counts.count_pairs(indptr, features, doc_ids, d_sae, device)
     return count_pairs(indptr.astype(np.int64), features, doc_ids, d_sae)
 
 
@@ -91,6 +99,7 @@ def count_block(
     lags: tuple[int, int],
     threshold: float,
     unit: int,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Count one block of a stream that starts and ends at window ends.
 
@@ -102,6 +111,7 @@ def count_block(
         lags: least and greatest distance, in tokens, of the lagged pairs.
         threshold: nats above which a feature promotes the next token.
         unit: fixed-point steps in one nat and in one unit of activation.
+        device: `cpu`, `cuda` or `cuda:N`; the counts are equal.
 
     Returns:
         The fields of `statistics.Statistics`.
@@ -119,14 +129,22 @@ def count_block(
     order = sources_at[np.argsort(token_ids[sources_at + 1], kind="stable")]
     sources = _sorted_positions(stream, nats, order, d_sae)
     nexts = _nexts(stream, token_ids, order)
+    if device == "cpu":
+        tables = _pair_tables(stream, sources, nexts, fired, lags)
+    else:
+        from sae_core import device_counts  # noqa: PLC0415 - torch is slow to load
+
+        tables = device_counts.pair_tables(
+            stream, token_ids, nats, lags, sizes=(d_sae, d_vocab), device=device
+        )
     return {
         "n_tokens": len(token_ids),
         "n_pairs": len(sources_at),
         "n_lag_pairs": _lag_pairs(stream.run_end, lags),
         "token_counts": np.bincount(token_ids, minlength=d_vocab).astype(np.int64),
         **_per_feature(stream, acts, sources, fired, unit=unit),
-        **_pair_tables(stream, sources, nexts, fired, lags),
-        "coactivation": _coactivation(stream, fired),
+        **tables,
+        "promoted_tokens": _promoted_tokens(sources, nexts),
         "token_features": _token_features(stream, token_ids, d_sae),
     }
 
@@ -255,7 +273,7 @@ def _pair_tables(
     return {
         "transitions": transitions,
         "edge_tokens": _edge_tokens(transitions, sources, nexts),
-        "promoted_tokens": _promoted_tokens(sources, nexts),
+        "coactivation": _coactivation(stream, fired),
     }
 
 

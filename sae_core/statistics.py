@@ -117,13 +117,14 @@ class Statistics:
         return len(self.token_counts)
 
 
-def collect(tokens: TokenTable, d_sae: int, d_vocab: int) -> Statistics:
+def collect(tokens: TokenTable, d_sae: int, d_vocab: int, *, device: str = "cpu") -> Statistics:
     """Count a token stream.
 
     Args:
         tokens: in text order.
         d_sae: number of features.
         d_vocab: number of vocabulary entries.
+        device: where pairs are counted: `cpu`, `cuda` or `cuda:N`; the sums are equal.
 
     Returns:
         Sums that are equal to those of the stream's parts, cut at any window end, merged.
@@ -131,9 +132,10 @@ def collect(tokens: TokenTable, d_sae: int, d_vocab: int) -> Statistics:
     Raises:
         StoreError: an id is out of range, a token's features do not ascend, an activation is not
             above 0, or a number is not finite; the token is named.
+        ModelError: there is no such GPU.
     """
     blocks = find_blocks(tokens)
-    parts = [_statistics_of(tokens, block, d_sae, d_vocab) for block in blocks]
+    parts = [_statistics_of(tokens, block, (d_sae, d_vocab), device) for block in blocks]
     return merge(parts)
 
 
@@ -295,7 +297,10 @@ def _empty_frame(name: str) -> pl.DataFrame:
     return pl.DataFrame(schema=kinds)
 
 
-def _statistics_of(tokens: TokenTable, block: slice, d_sae: int, d_vocab: int) -> Statistics:
+def _statistics_of(
+    tokens: TokenTable, block: slice, sizes: tuple[int, int], device: str
+) -> Statistics:
+    d_sae, d_vocab = sizes
     if block.stop == block.start:
         return empty_statistics(d_sae, d_vocab)
     counted = count_block(
@@ -306,6 +311,7 @@ def _statistics_of(tokens: TokenTable, block: slice, d_sae: int, d_vocab: int) -
         lags=(MIN_LAG, MAX_LAG),
         threshold=PROMOTION_THRESHOLD,
         unit=NATS_UNIT,
+        device=device,
     )
     for name in _KEYS:
         counted[name] = counted[name].select(_empty_frame(name).columns)

@@ -1,6 +1,6 @@
 """How fast dictionaries are trained, beside the limit of the machine and other trainers.
 
-    python tests/benchmarks/train_sae.py [--peers PYTHON] [--steps 2000] [--k 32]
+    python tests/benchmarks/train_sae.py [--peers PYTHON] [--steps 2000] [--k 32] [--write PAGE]
 
 1. The embedded model's activations over the package's sample text are written to a file, untimed.
 2. Each trainer runs in a process of its own, on the same batches in the same order: 4,096 features,
@@ -19,6 +19,7 @@ Other trainers need an environment of their own, given by `--peers`:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 import polars as pl
 from worker import Worker
 
+from figures.tables import markdown, replace_block
 from sae_core import shards
 from sae_core.activations import ModelSource
 from sae_core.language_model import load_model
@@ -41,6 +43,13 @@ TRAINER = Path(__file__).with_name("sae_trainers.py")
 OURS, PEERS = ("product", "ours", "dense"), ("saelens", "sparsify")
 BATCH = 2048
 TURN = 20  # steps
+HEAD = (
+    "trainer",
+    "activations a second",
+    "of the limit",
+    "ours is so many times as fast",
+    "FVU, unseen",
+)
 
 
 class Contestant(Worker):
@@ -74,9 +83,12 @@ def main() -> None:
         for _ in range(options.steps // TURN):
             for contestant in contestants:
                 contestant.turn(TURN)
-        _print_table(contestants, options)
+        text = _table(contestants, options)
+        print(text)
+        if options.write:
+            replace_block(options.write, "trainers", text)
     if not options.peers:
-        print("\nnot run, for want of --peers: " + ", ".join(PEERS))
+        print("not run, for want of --peers: " + ", ".join(PEERS), file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:
@@ -87,6 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--folder", help="where activations are written; default: the temporary one"
     )
+    parser.add_argument("--write", type=Path, help="a page whose block `trainers` gets the table")
     return parser.parse_args()
 
 
@@ -107,19 +120,25 @@ def _activations() -> NDArray[np.float16]:
     return np.concatenate(batches)
 
 
-def _print_table(contestants: list[Contestant], options: argparse.Namespace) -> None:
+def _table(contestants: list[Contestant], options: argparse.Namespace) -> str:
     speeds = {each.name: BATCH / median(each.seconds) for each in contestants}
-    limit = speeds["product"]
-    print(
-        f"d_in 512, d_sae 4,096, k {options.k}, batch {BATCH:,}, float32; {options.steps} steps\n"
-    )
-    print("| trainer | activations a second | of the limit | ours is so many times as fast | FVU |")
-    print("|---|---:|---:|---:|---:|")
+    lines = []
     for each in contestants:
-        speed = speeds[each.name]
-        row = f"| {each.name} | {speed:,.0f} | {speed / limit:.2f} | {speeds['ours'] / speed:.1f} |"
-        fvu = each.fvu()
-        print(f"{row} {'' if each.name == 'product' else f'{fvu:.4f}'} |")
+        speed, fvu = speeds[each.name], each.fvu()
+        lines.append(
+            [
+                each.name,
+                f"{speed:,.0f}",
+                f"{speed / speeds['product']:.2f}",
+                f"{speeds['ours'] / speed:.1f}",
+                "" if each.name == "product" else f"{fvu:.4f}",
+            ]
+        )
+    title = (
+        f"d_in 512, d_sae 4,096, k {options.k}, batch {BATCH:,}, float32, "
+        f"{options.steps:,} steps, {os.cpu_count()} cores:"
+    )
+    return f"{title}\n\n{markdown(HEAD, lines, n_words=1)}"
 
 
 if __name__ == "__main__":
