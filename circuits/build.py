@@ -20,6 +20,7 @@ from circuits.effects import with_effects
 from circuits.graph_memory import counting_bytes, graph_bytes, say_or_refuse
 from sae_core import statistics as sums
 from sae_core.errors import StoreError, StoreMismatchError
+from sae_core.feature_table import features_table
 from sae_core.files import DirectoryLock, read_parquet, write_json, write_parquet
 from sae_core.store import read_manifest, read_tokens, read_vocabulary
 
@@ -118,7 +119,7 @@ def ensure_statistics(path: Path) -> Statistics:
         found = sums.collect(tokens, manifest.d_sae, manifest.d_vocab)
         sums.save(found, path / "statistics")
     if not (path / "features.parquet").is_file():
-        table = sums.features_table(found, read_vocabulary(path), _logit_effects(path))
+        table = features_table(found, read_vocabulary(path), _logit_effects(path))
         write_parquet(path / "features.parquet", table.rechunk())
     return found
 

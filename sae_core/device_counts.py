@@ -104,7 +104,7 @@ def count_pairs(
     n = len(doc_ids)
     ends = np.flatnonzero(np.append(doc_ids[1:] != doc_ids[:-1], np.ones(min(n, 1), np.bool_))) + 1
     run_end = np.repeat(ends, np.diff(ends, prepend=0))
-    stream = Stream(indptr, features, run_end)
+    stream = Stream(indptr.astype(np.int64), features, run_end)
     nothing = np.zeros(len(features), np.int64)
     no_ids = np.zeros(n, np.uint32)
     text = Text(stream, no_ids, nothing, (d_sae, 1), choose_device(device))

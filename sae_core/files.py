@@ -78,7 +78,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True) + "\n")
 
 
-def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+def write_parquet(path: Path, frame: pl.DataFrame | pl.LazyFrame) -> None:
     """Write a table as zstd Parquet, whole or not at all; equal tables give equal bytes."""
 
     def write(temporary: Path) -> None:
@@ -127,7 +127,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
     Raises:
         StoreError: missing, cut or not Parquet; the message names the file.
     """
-    with _reading_parquet(path):
+    with reading_parquet(path):
         return pl.read_parquet(path, glob=False)
 
 
@@ -137,12 +137,17 @@ def parquet_columns(path: Path) -> list[str]:
     Raises:
         StoreError: missing, cut or not Parquet; the message names the file.
     """
-    with _reading_parquet(path):
+    with reading_parquet(path):
         return pl.scan_parquet(path, glob=False).collect_schema().names()
 
 
 @contextmanager
-def _reading_parquet(path: Path) -> Iterator[None]:
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Turn what polars says of a file into one sentence.
+
+    Raises:
+        StoreError: missing, cut or not Parquet; the message names the file.
+    """
     try:
         yield
     except FileNotFoundError as err:

@@ -25,6 +25,7 @@ import polars as pl
 from sae_core import statistics
 from sae_core.corpus import plan_documents
 from sae_core.errors import StoreMismatchError, TextError
+from sae_core.feature_table import features_table
 from sae_core.files import DirectoryLock, read_parquet, sha256_of, write_parquet
 from sae_core.language_model import LanguageModel, check_fits, load_model
 from sae_core.logits import LogitEffects
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from sae_core.corpus import DocumentPlan
-    from sae_core.statistics import Statistics
 
 SHARD_WINDOWS = (
     512  # about 100,000 tokens: a crash loses seconds, and a table of 10^7 tokens has 100 files
@@ -242,7 +242,8 @@ class _Gatherer:
         parts = [self.run / PARTS / shard.name for shard in manifest.shards]
         documents = [read_parquet(part / "documents.parquet") for part in parts]
         shutil.rmtree(self.run / "statistics", ignore_errors=True)
-        self._write_tables(self.run, documents, self.sums.total())
+        self.sums.save(self.run / "statistics")
+        self._write_tables(self.run, documents)
         tables = [self.run.glob("*.parquet"), (self.run / "statistics").glob("*.parquet")]
         digests = {
             str(file.relative_to(self.run)): sha256_of(file)
@@ -261,16 +262,16 @@ class _Gatherer:
         shutil.rmtree(self.run / PARTS, ignore_errors=True)
         return finished
 
-    def _write_tables(self, folder: Path, documents: list[pl.DataFrame], sums: Statistics) -> None:
-        """Write the tables of the whole run, from the documents of each shard and the sums."""
+    def _write_tables(self, folder: Path, documents: list[pl.DataFrame]) -> None:
+        """Write the other tables of the whole run, from the documents of each shard and the sums."""
+        sums = statistics.load(folder / "statistics", pairs=False)
         vocabulary = vocabulary_frame(self.model.vocabulary)
         top = self.effects.top_tokens(vocabulary)
-        statistics.save(sums, folder / "statistics")
         tables = {
             "documents": _merge_documents(documents),
             "vocabulary": vocabulary,
             "logit_effects": top,
-            "features": statistics.features_table(sums, vocabulary, top),
+            "features": features_table(sums, vocabulary, top),
         }
         for name, table in tables.items():
             write_parquet(folder / f"{name}.parquet", table)

@@ -14,6 +14,7 @@ import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import polars as pl
 
 from sae_core import __version__, statistics
 from sae_core.errors import StoreError, StoreMismatchError
+from sae_core.feature_table import features_table
 from sae_core.files import DirectoryLock, read_parquet, sha256_of, write_parquet
 from sae_core.output import differing, open_manifest, refuse_foreign
 from sae_core.schema import GatherSettings, Shard
@@ -34,12 +36,11 @@ from sae_core.store import (
     verify,
     write_manifest,
 )
+from sae_core.summed_files import add_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
-
-    from sae_core.statistics import Statistics
 
 FREE = frozenset({"documents_hash", "max_tokens"})  # they say which text, not how it is read
 NO_NAME = "unknown"
@@ -252,17 +253,22 @@ def _write_tables(out: Path, parts: Sequence[_Part]) -> None:
     vocabulary = read_vocabulary(parts[0].path)
     effects = next((p.path for p in parts if (p.path / LOGIT_EFFECTS).is_file()), None)
     top = None if effects is None else read_parquet(effects / LOGIT_EFFECTS)
-    sums = statistics.merge([_sums(part) for part in parts])
-    statistics.save(sums, out / "statistics")
+    with TemporaryDirectory(prefix=".", dir=out) as scratch:
+        folders = [_sums(part, Path(scratch) / str(at)) for at, part in enumerate(parts)]
+        add_up(folders, out / "statistics")
+    sums = statistics.load(out / "statistics", pairs=False)
     write_parquet(out / "vocabulary.parquet", vocabulary)
     if top is not None:
         write_parquet(out / LOGIT_EFFECTS, top)
-    table = statistics.features_table(sums, vocabulary, top)
+    table = features_table(sums, vocabulary, top)
     write_parquet(out / "features.parquet", table.rechunk())
 
 
-def _sums(part: _Part) -> Statistics:
+def _sums(part: _Part, scratch: Path) -> Path:
+    """Give the folder of a run's sums; where it has none, they are counted into another one."""
     if statistics.is_saved(part.path / "statistics"):
-        return statistics.load(part.path / "statistics")
+        return part.path / "statistics"
     tokens = read_tokens(part.path, held_out=False)
-    return statistics.collect(tokens, part.manifest.d_sae, part.manifest.d_vocab)
+    found = statistics.collect(tokens, part.manifest.d_sae, part.manifest.d_vocab)
+    statistics.save(found, scratch)
+    return scratch

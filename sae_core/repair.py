@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 
     from sae_core.schema import Shard, TokenTable
     from sae_core.shards import ShardWriter
-    from sae_core.statistics import Statistics
     from sae_core.store import Manifest
     from sae_core.window_stream import WindowRow
 
-    WriteTables = Callable[[Path, list[pl.DataFrame], Statistics], None]
-    """Writes the whole-run tables to a folder, from the documents of each shard and the sums."""
+    WriteTables = Callable[[Path, list[pl.DataFrame]], None]
+    """Writes the whole-run tables to a folder, from the documents of each shard and the sums there."""
 
 SCRATCH = "repair"
 SUMS = "statistics/"
@@ -110,9 +109,12 @@ class Repair:
             documents.append(document_rows(rows))
         self._repair_groups()
         if bad_tables:
-            folder = self.run / "statistics"
-            total = self.sums.total() if needs_sums else statistics.load(folder)
-            self.write_tables(self.scratch, documents, total)
+            made = self.scratch / "statistics"
+            if needs_sums:
+                self.sums.save(made)
+            else:
+                shutil.copytree(self.run / "statistics", made)
+            self.write_tables(self.scratch, documents)
             self._install(bad_tables, self.manifest.files)
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.manifest.complete:

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +19,9 @@ from sae_core import statistics
 from sae_core.files import read_parquet
 from sae_core.schema import TokenTable
 from sae_core.store import PARTS, read_token_file, select_tokens, write_tokens
+from sae_core.summed_files import add_up
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sae_core.schema import GatherSettings
     from sae_core.statistics import Statistics
 
@@ -72,11 +72,17 @@ class RunningSums:
         if not self.settings.keep_acts:
             write_tokens(self.run / PARTS / name / "tokens.parquet", tokens, keep_acts=True)
 
-    def total(self) -> Statistics:
-        """Count what waits and add up everything."""
-        saved = (statistics.load(folder) for folder in self._counted)
-        last = [self._count_waiting()] if self._waiting else []
-        return statistics.merge_all(chain(saved, last))
+    def save(self, folder: Path) -> None:
+        """Count what waits, add up everything and write it to a folder."""
+        if not self._counted:
+            statistics.save(self._count_waiting(), folder)
+            return
+        with TemporaryDirectory(prefix=".", dir=self.run / PARTS) as scratch:
+            parts = list(self._counted)
+            if self._waiting:
+                parts.append(Path(scratch))
+                statistics.save(self._count_waiting(), parts[-1])
+            add_up(parts, folder)
 
     def _count_waiting(self) -> Statistics:
         tokens = joined_tables(self._waiting)

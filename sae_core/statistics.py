@@ -35,7 +35,6 @@ from sae_core.errors import StoreError, StoreMismatchError
 from sae_core.files import read_parquet, write_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -45,10 +44,7 @@ if TYPE_CHECKING:
 NATS_UNIT = 2**20  # one nat, or one unit of activation, in fixed point: exact sums up to 8.8e12
 PROMOTION_THRESHOLD = 0.1  # nats; a token 10 % likelier than without the feature
 MIN_LAG, MAX_LAG = 5, 20  # tokens: past a phrase, within its topic
-LISTED_TOKENS = 10  # tokens named in each column of features.parquet
-LABEL_TOKENS = 3  # tokens that still read as a phrase
 WRITERS = 2  # files written at once; two of them are large
-LABEL_MASS = 0.3  # a label of tokens that make up less of the firings would mislead
 _KEYS = {
     "transitions": ["source", "target"],
     "edge_tokens": ["source", "target", "token_id"],
@@ -63,6 +59,7 @@ _SUMS = {
     "token_features": ["n_fires"],
     "promoted_tokens": ["n_promoted", "nats"],
 }
+PAIRS = {name: _KEYS[name] for name in ("transitions", "edge_tokens", "coactivation")}
 _PER_FEATURE = ["n_fires", "n_source", "n_target", "act_sum", "act_max", "n_promoted_source"]
 
 
@@ -162,38 +159,30 @@ def merge(parts: list[Statistics]) -> Statistics:
     return Statistics(**merged)
 
 
-def merge_all(parts: Iterable[Statistics]) -> Statistics:
-    """Add up many parts, two of like size at a time: few are held at once, the result is `merge`'s.
+def save(statistics: Statistics, folder: Path, *, pairs: bool = True) -> None:
+    """Write the sums to Parquet files, each whole or not at all; equal sums give equal bytes.
 
-    Raises:
-        ValueError: there are no parts.
-        StoreMismatchError: parts differ in d_sae or d_vocab.
+    Args:
+        statistics: the sums.
+        folder: of the files.
+        pairs: whether the tables of pairs of features are written too.
     """
-    pending: list[tuple[int, Statistics]] = []
-    for one in parts:
-        level, total = 0, one
-        while pending and pending[-1][0] == level:
-            total = merge([pending.pop()[1], total])
-            level += 1
-        pending.append((level, total))
-    return reduce(
-        lambda a, b: merge([b, a]), [total for _, total in reversed(pending)] or [merge([])]
-    )
-
-
-def save(statistics: Statistics, folder: Path) -> None:
-    """Write the sums to Parquet files, each whole or not at all; equal sums give equal bytes."""
 
     def write(table: tuple[str, pl.DataFrame]) -> None:
         name, frame = table
         write_parquet(folder / f"{name}.parquet", frame)
 
     with ThreadPoolExecutor(WRITERS) as pool:  # compressing keeps one core busy a file
-        list(pool.map(write, _frames(statistics).items()))
+        frames = _frames(statistics)
+        list(pool.map(write, ((k, v) for k, v in frames.items() if pairs or k not in PAIRS)))
 
 
-def load(folder: Path) -> Statistics:
+def load(folder: Path, *, pairs: bool = True) -> Statistics:
     """Read sums written by `save`.
+
+    Args:
+        folder: of the files.
+        pairs: whether the tables of pairs of features are read; False leaves them empty.
 
     Raises:
         StoreError: a file is missing or damaged, or was made with another threshold.
@@ -207,7 +196,12 @@ def load(folder: Path) -> Statistics:
         )
     per_feature = read_parquet(folder / "features.parquet")
     columns: dict[str, Any] = {name: per_feature[name].to_numpy() for name in _PER_FEATURE}
-    tables: dict[str, Any] = {name: read_parquet(folder / f"{name}.parquet") for name in _KEYS}
+    tables: dict[str, Any] = {
+        name: read_parquet(folder / f"{name}.parquet")
+        if pairs or name not in PAIRS
+        else _empty_frame(name)
+        for name in _KEYS
+    }
     return Statistics(
         n_tokens=total["n_tokens"],
         n_pairs=total["n_pairs"],
@@ -222,65 +216,6 @@ def is_saved(folder: Path) -> bool:
     """Say whether `folder` holds every file that `load` reads."""
     names = ["totals", "features", "token_counts", *_KEYS]
     return all((folder / f"{name}.parquet").is_file() for name in names)
-
-
-def features_table(
-    statistics: Statistics, vocabulary: pl.DataFrame, logit_effects: pl.DataFrame | None = None
-) -> pl.DataFrame:
-    """Describe each feature: how often, how strongly, on which tokens it fires; what it promotes.
-
-    Args:
-        statistics: sums of the run.
-        vocabulary: token_id, token_bytes, token_str.
-        logit_effects: feature_idx, token_id, token_str, nats_per_unit; without it, the tokens that
-            came and were promoted stand in, and none are known to be suppressed.
-
-    Returns:
-        One row a feature: feature_idx, n_fires, n_tokens, density, mean_act, max_act, top_tokens,
-        promoted_tokens, suppressed_tokens (lists of token_str, best first), label.
-    """
-    n_fires = statistics.n_fires
-    act_sum = statistics.act_sum / NATS_UNIT
-    columns = {
-        "feature_idx": np.arange(statistics.d_sae, dtype=np.uint32),
-        "n_fires": n_fires,
-        "n_tokens": np.full(statistics.d_sae, statistics.n_tokens, np.int64),
-        "density": n_fires / max(statistics.n_tokens, 1),
-        "mean_act": act_sum / np.maximum(n_fires, 1),
-        "max_act": statistics.act_max,
-    }
-    top = _best_tokens(statistics.token_features, "n_fires", "top_tokens", vocabulary)
-    mass = statistics.token_features.group_by("feature_idx").agg(
-        (pl.col("n_fires").top_k(LABEL_TOKENS).sum() / pl.col("n_fires").sum()).alias("mass")
-    )
-    frame = pl.DataFrame(columns)
-    for table in (top, mass, *_effect_tokens(statistics, vocabulary, logit_effects)):
-        frame = frame.join(table, on="feature_idx", how="left", maintain_order="left")
-    lists = pl.col("top_tokens", "promoted_tokens", "suppressed_tokens").fill_null([])
-    labels = [
-        label_of(tokens or [], mass or 0.0)
-        for tokens, mass in frame.select("top_tokens", "mass").rows()
-    ]
-    return frame.with_columns(lists, pl.Series("label", labels, pl.String)).drop("mass")
-
-
-def label_of(top_tokens: list[str], mass: float) -> str:
-    """Name a feature by the tokens it fires on most.
-
-    Args:
-        top_tokens: printable tokens, most frequent first.
-        mass: share of its firings on the first three, in [0, 1].
-
-    Example:
-        >>> label_of([" class", " href", " id", " src"], 0.8)
-        '` class`, ` href`, ` id`'
-        >>> label_of([" the", " a", " of", " in"], 0.1)
-        'many tokens: ` the`, ` a`, ` of`, ...'
-    """
-    if not top_tokens:
-        return "never fires"
-    shown = ", ".join(f"`{token}`" for token in top_tokens[:LABEL_TOKENS])
-    return shown if mass >= LABEL_MASS else f"many tokens: {shown}, ..."
 
 
 def empty_statistics(d_sae: int, d_vocab: int) -> Statistics:
@@ -320,14 +255,23 @@ def _statistics_of(
 
 def _merged_field(name: str, values: list[Any]) -> Any:
     if name in _KEYS:
-        return _summed(pl.concat(values), _KEYS[name], _SUMS[name])
+        return summed(name, pl.concat(values))
     if name == "act_max":
         return reduce(np.maximum, values)
     return reduce(lambda a, b: a + b, values)
 
 
-def _summed(rows: pl.DataFrame, keys: list[str], sums: list[str]) -> pl.DataFrame:
-    """Add up rows of equal keys; sorted by key. The rows are sorted runs, which a stable sort merges."""
+def summed(name: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """Add up rows of a table with equal keys.
+
+    Args:
+        name: of the table.
+        rows: sorted runs, which a stable sort merges.
+
+    Returns:
+        One row a key, sorted.
+    """
+    keys, sums = _KEYS[name], _SUMS[name]
     if not len(rows):
         return rows
     columns = [rows[key].to_numpy().astype(np.uint64) for key in keys]
@@ -341,38 +285,6 @@ def _summed(rows: pl.DataFrame, keys: list[str], sums: list[str]) -> pl.DataFram
     starts = np.flatnonzero(np.concatenate(([True], packed[1:] != packed[:-1])))
     totals = {name: np.add.reduceat(rows[name].to_numpy()[order], starts) for name in sums}
     return rows.select(keys)[order[starts]].with_columns(pl.Series(k, v) for k, v in totals.items())
-
-
-def _best_tokens(
-    frame: pl.DataFrame, by: str, name: str, vocabulary: pl.DataFrame, *, descending: bool = True
-) -> pl.DataFrame:
-    best = frame.sort(
-        ["feature_idx", by, "token_id"], descending=[False, descending, False]
-    ).select("feature_idx", "token_id")
-    kept = best.group_by("feature_idx", maintain_order=True).head(LISTED_TOKENS)
-    words = kept.join(
-        vocabulary.select("token_id", "token_str"), on="token_id", how="left", maintain_order="left"
-    )
-    return words.group_by("feature_idx", maintain_order=True).agg(pl.col("token_str").alias(name))
-
-
-def _effect_tokens(
-    statistics: Statistics, vocabulary: pl.DataFrame, logit_effects: pl.DataFrame | None
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    if logit_effects is None:
-        promoted = statistics.promoted_tokens
-        none = promoted.clear()
-        return (
-            _best_tokens(promoted, "nats", "promoted_tokens", vocabulary),
-            _best_tokens(none, "nats", "suppressed_tokens", vocabulary),
-        )
-    effects = logit_effects.cast({"feature_idx": pl.UInt32, "token_id": pl.UInt32})
-    up, down = (pl.col("nats_per_unit") > 0), (pl.col("nats_per_unit") < 0)
-    by = "nats_per_unit"
-    return (
-        _best_tokens(effects.filter(up), by, "promoted_tokens", vocabulary),
-        _best_tokens(effects.filter(down), by, "suppressed_tokens", vocabulary, descending=False),
-    )
 
 
 def _frames(statistics: Statistics) -> dict[str, pl.DataFrame]:

@@ -19,6 +19,7 @@ import polars as pl
 
 from sae_core.errors import StoreError
 from sae_core.files import (
+    parquet_columns,
     read_json,
     read_parquet,
     sha256_of,
@@ -183,10 +184,27 @@ def read_tokens(run: Path, *, held_out: bool | None = None) -> TokenTable:
     return _table_of(pl.concat(frames))
 
 
-def iter_token_shards(run: Path, *, held_out: bool | None = None) -> Iterator[TokenTable]:
-    """Give the tokens of a run a shard at a time, in text order; see `read_tokens`."""
+def has_acts(path: Path) -> bool:
+    """Say whether a token shard holds features, acts and promotions.
+
+    Raises:
+        StoreError: it is missing, cut or not Parquet.
+    """
+    return set(ACT_SCHEMA) <= set(parquet_columns(path))
+
+
+def iter_token_shards(
+    run: Path, *, held_out: bool | None = None, every: int = 1
+) -> Iterator[TokenTable]:
+    """Give the tokens of a run a shard at a time, in text order; see `read_tokens`.
+
+    Args:
+        run: the run directory.
+        held_out: as of `read_tokens`.
+        every: 1 gives all shards, 2 the first, third, ...
+    """
     keep = _doc_mask(run, held_out) if held_out is not None else None
-    for path in token_files(run):
+    for path in token_files(run)[::every]:
         yield _table_of(_kept_rows(_token_frame(path), keep))
 
 

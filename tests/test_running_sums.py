@@ -66,7 +66,7 @@ def test_sums_are_those_of_the_whole_stream_after_a_crash_too(
         again.restore(list(shards)[: at + 1])
         sums = again if at % 2 else sums
         for found in (sums, again):
-            statistics.save(found.total(), tmp_path / "found")
+            found.save(tmp_path / "found")
             done = naive.part(
                 tokens, 0, sum(len(p.doc_ids) for p in list(shards.values())[: at + 1])
             )

@@ -10,23 +10,25 @@ import naive
 import numpy as np
 import polars as pl
 import pytest
+import shell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from sae_core import counting
 from sae_core.errors import StoreError, StoreMismatchError
+from sae_core.feature_table import features_table
 from sae_core.statistics import (
     PROMOTION_THRESHOLD,
     Statistics,
     collect,
-    features_table,
+    empty_statistics,
     is_saved,
     load,
     merge,
-    merge_all,
     save,
 )
+from sae_core.summed_files import add_up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -289,9 +291,38 @@ def test_a_feature_that_never_fires_has_zeros_and_says_so() -> None:
     assert row["label"] == "never fires"
 
 
-def test_parts_added_two_by_two_equal_parts_added_at_once() -> None:
-    parts = [counted(seed)[1] for seed in range(7)]
-    for n_parts in range(1, 8):
-        assert_same(merge(parts[:n_parts]), merge_all(iter(parts[:n_parts])))
+@pytest.mark.parametrize("n_rows", [1, 5, 1 << 20])
+@pytest.mark.parametrize("n_parts", [1, 2, 5])
+def test_sums_added_up_on_disk_are_byte_for_byte_those_added_at_once(
+    tmp_path: Path, n_parts: int, n_rows: int
+) -> None:
+    parts = [counted(seed)[1] for seed in range(n_parts)]
+    folders = [tmp_path / str(at) for at in range(n_parts)]
+    for part, folder in zip(parts, folders, strict=True):
+        save(part, folder)
+    save(merge(parts), tmp_path / "whole")
+    add_up(folders, tmp_path / "found", n_rows=n_rows)
+    assert shell.digests(tmp_path / "found") == shell.digests(tmp_path / "whole")
+
+
+def test_sums_of_no_text_are_added_up(tmp_path: Path) -> None:
+    nothing, something = empty_statistics(D_SAE, D_VOCAB), counted(0)[1]
+    for name, part in (("a", nothing), ("b", something), ("c", nothing)):
+        save(part, tmp_path / name)
+    add_up([tmp_path / name for name in "abc"], tmp_path / "found")
+    assert_same(load(tmp_path / "found"), something)
+    add_up([tmp_path / name for name in "ac"], tmp_path / "none")
+    assert_same(load(tmp_path / "none"), nothing)
+
+
+def test_sums_that_are_cut_or_of_other_sizes_are_not_added_up(tmp_path: Path) -> None:
+    save(counted(0)[1], tmp_path / "a")
+    save(collect(naive.random_tokens(0), D_SAE + 1, D_VOCAB), tmp_path / "b")
+    with pytest.raises(StoreMismatchError, match="one part has"):
+        add_up([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     with pytest.raises(ValueError, match="at least one part"):
-        merge_all(iter([]))
+        add_up([], tmp_path / "out")
+    file = tmp_path / "a" / "transitions.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(StoreError, match=r"transitions\.parquet is not a whole Parquet file"):
+        add_up([tmp_path / "a"], tmp_path / "out")
