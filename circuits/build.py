@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from circuits import evidence
 from circuits.effects import with_effects
+from circuits.given import given_in_run
 from circuits.graph_memory import counting_bytes, graph_bytes, say_or_refuse
 from sae_core import statistics as sums
 from sae_core.errors import StoreError, StoreMismatchError
@@ -76,8 +77,12 @@ def _write_graph(
         say_or_refuse("counting the tokens", counting_bytes(path), say)
         ensure_statistics(path)
     say_or_refuse("building the graph", graph_bytes(path, d_sae), say)
+    statistics = ensure_statistics(path)
     tables = evidence.build_edges(
-        ensure_statistics(path), read_vocabulary(path), logit_effects=_logit_effects(path)
+        statistics,
+        read_vocabulary(path),
+        logit_effects=_logit_effects(path),
+        given=given_in_run(path, statistics),
     )
     if measure and len(tables.edges):
         edges = with_effects(tables.edges, measure(tables.edges))

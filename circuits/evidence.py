@@ -20,8 +20,7 @@ For each ordered pair (i, j) seen at least MIN_PAIRS times, i at p and j at p + 
    promote); plus a fifth of the divergence from the larger of P(j) and P(j | i, on the same token):
    states of one automaton never share a token but come round again soon, and their rarer steps
    would have no order without. g: nats that i gave to the token that came, a pair of i and j. A pair
-   that only shares a topic has s near 0; one whose source does not promote the tokens between has g
-   near 0. Ties: by source, then target. docs/edges.md compares this score with others.
+   that only shares a topic has s near 0; without promotion g is. docs/edges.md compares scores.
 
 Source: the definition of edges is Bricken et al. 2023, "Finite State Automata"; G2 is Dunning 1993.
 """
@@ -97,23 +96,24 @@ def build_edges(
     vocabulary: pl.DataFrame,
     *,
     logit_effects: pl.DataFrame | None = None,
+    given: pl.DataFrame | None = None,
 ) -> EdgeTables:
     """Turn sums into significant edges, best first.
 
     Args:
         statistics: sums of the documents that are not held out.
         vocabulary: token_id, token_bytes, token_str.
-        logit_effects: feature_idx, token_id, nats_per_unit; without it what is predicted is null.
+        logit_effects: as of `predicted_effects`.
+        given: as of `predicted_effects`.
 
     Returns:
         The tables; empty ones with a reason when no pair passes.
     """
     pairs = pair_table(statistics)
-    kept = pairs.filter(IS_EDGE).sort(
-        ["score", "source", "target"], descending=[True, False, False]
-    )
+    order = ["score", "source", "target"]
+    kept = pairs.filter(IS_EDGE).sort(order, descending=[True, False, False])
     edges = kept.with_columns(
-        *predicted_effects(kept, statistics, logit_effects),
+        *predicted_effects(kept, statistics, logit_effects, given),
         *(pl.lit(None, pl.Float64).alias(name) for name in ("causal", "causal_stderr")),
     )
     return EdgeTables(

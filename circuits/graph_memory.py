@@ -1,8 +1,8 @@
 """How much memory a graph takes, told before it is built.
 
 1. A run without sums is counted first: its tokens are held whole, beside one block of counts.
-2. Then every row of the sums' tables is held, with the numbers that evidence makes of it. No table
-   has a place for each pair of features, so that d_sae alone costs little.
+2. Then every row of the sums' tables is held, with the numbers that evidence makes of it, and one
+   shard of tokens. No table has a place for each pair of features, so that d_sae alone costs little.
 
 The bytes of a row are upper bounds of what was measured on sums of 1 to 4 million transitions with
 4,096 and 131,072 features.
@@ -43,17 +43,17 @@ A_ROW = {
 def counting_bytes(run: Path) -> int:
     """Estimate what counting the tokens of a run takes."""
     files = token_files(run)
-    n_tokens = sum(_n_rows(file, pl.len()) for file in files)
-    n_entries = sum(_n_rows(file, pl.col("features").list.len().sum()) for file in files)
-    block = A_COUNTED_ENTRY * min(n_entries, BLOCK_ENTRIES)
-    return LEAST + A_TOKEN * n_tokens + AN_ENTRY * n_entries + block
+    block = A_COUNTED_ENTRY * min(sum(map(_n_entries, files)), BLOCK_ENTRIES)
+    return LEAST + sum(map(_shard_bytes, files)) + block
 
 
 def graph_bytes(run: Path, d_sae: int) -> int:
     """Estimate what building the graph of a run takes, from the rows of its sums."""
     files = {run / name: n_bytes for name, n_bytes in A_ROW.items() if (run / name).is_file()}
     rows = sum(_n_rows(file, pl.len()) * n_bytes for file, n_bytes in files.items())
-    return LEAST + A_FEATURE * d_sae + rows
+    largest = max(token_files(run), key=lambda file: file.stat().st_size, default=None)
+    shard = 0 if largest is None else _shard_bytes(largest)
+    return LEAST + A_FEATURE * d_sae + rows + shard
 
 
 def say_or_refuse(
@@ -82,6 +82,14 @@ def say_or_refuse(
             "was begun, and what was finished is kept"
         )
     say(f"{line}; {left}.")
+
+
+def _shard_bytes(file: Path) -> int:
+    return A_TOKEN * _n_rows(file, pl.len()) + AN_ENTRY * _n_entries(file)
+
+
+def _n_entries(file: Path) -> int:
+    return _n_rows(file, pl.col("features").list.len().sum())
 
 
 def _n_rows(file: Path, number: pl.Expr) -> int:

@@ -1,17 +1,52 @@
-"""Compiled loops of automata: a token stream in compressed rows -> the state of each token.
+"""Compiled loops over a token stream in compressed rows.
 
+They find the state of each token, and what firings give to the tokens that come.
 Every loop has a twin in `tests/naive.py`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from sae_core.kernels import compiled
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+
+MOST = 10.0  # nats, either way, that a firing gives; sums of more would have no room
+LEFT_UNIT = 1 << 26  # fixed point of e^-nats: of 10 nats, one part in 3,000
+SHARE_UNIT = 1 << 20
+
+
+class Firings(NamedTuple):
+    """A token stream with what its features give to the tokens that come."""
+
+    indptr: NDArray[np.int64]
+    """(n + 1,) start of each token's features."""
+
+    features: NDArray[np.uint32]
+    """(nnz,) those that fire."""
+
+    nats: NDArray[np.float32]
+    """(nnz,) what each gives to the token that comes."""
+
+    token_ids: NDArray[np.uint32]
+    """(n,) ids of the tokens."""
+
+    joined: NDArray[np.bool_]
+    """(n,) whether a token comes after, in the same window."""
+
+
+class Index(NamedTuple):
+    """Pairs of a feature and a token, sorted: each has a row."""
+
+    starts: NDArray[np.int64]
+    """(d_sae + 1,) first row of each feature."""
+
+    token_ids: NDArray[np.uint32]
+    """(n_rows,) ascending within a feature."""
 
 
 @compiled
@@ -46,3 +81,60 @@ def current_states(  # noqa: PLR0917 - arrays by position
             if state_of[features[entry]] >= 0:
                 scores[state_of[features[entry]]] = 0.0
         out[p] = best
+
+
+@compiled
+def _find(index: Index, feature: int, token: int) -> int:
+    """Give the row of a feature and a token, -1 where there is none."""
+    low, high = index.starts[feature], index.starts[feature + 1]
+    end = high
+    while low < high:
+        middle = (low + high) // 2
+        if index.token_ids[middle] < token:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < end and index.token_ids[low] == token else -1
+
+
+@compiled
+def _left(nats: float) -> float:
+    """Give e^-nats: what is left of a token's weight without them."""
+    left: float = np.exp(-min(max(np.float64(nats), -MOST), MOST))
+    return left
+
+
+@compiled
+def add_left(firings: Firings, index: Index, out: NDArray[np.int64]) -> None:
+    """Add each firing, and e^-nats, to the columns of out (2, n_rows) by the token it is on."""
+    for p in range(len(firings.joined)):
+        if firings.joined[p]:
+            for entry in range(firings.indptr[p], firings.indptr[p + 1]):
+                row = _find(index, firings.features[entry], firings.token_ids[p])
+                if row >= 0:
+                    out[0, row] += 1
+                    out[1, row] += np.int64(np.rint(_left(firings.nats[entry]) * LEFT_UNIT))
+
+
+@compiled
+def add_shares(
+    firings: Firings,
+    index: Index,
+    norms: NDArray[np.float64],
+    following: Index,
+    out: NDArray[np.int64],
+) -> None:
+    """Add each firing, and 1 - e^-nats / norm, to the columns of out by the token that comes.
+
+    `norms` (n_rows,) is by the token it is on; out is (2, n_rows of `following`).
+    """
+    for p in range(len(firings.joined)):
+        if firings.joined[p]:
+            for entry in range(firings.indptr[p], firings.indptr[p + 1]):
+                feature = firings.features[entry]
+                row = _find(index, feature, firings.token_ids[p])
+                to = _find(following, feature, firings.token_ids[p + 1])
+                if row >= 0 and to >= 0:
+                    share = 1 - _left(firings.nats[entry]) / norms[row]
+                    out[0, to] += 1
+                    out[1, to] += np.int64(np.rint(share * SHARE_UNIT))

@@ -7,22 +7,19 @@
    l0 is the log of the unigram. L_i comes from `logit_effects.parquet`, which lists each feature's
    strongest tokens; 0 for the rest, the feature's median. m_i: nats that i gave to promoted tokens
    that came, over what one unit would have given: sum of nats / sum of L.
-2. `predicted_in_context` takes the tokens that came after i: the share of P(v) that goes when i's
-   direct effect is taken away,
+2. `predicted_in_context` takes the tokens that came after i, each with the share of its probability
+   that i gave (`circuits.given`):
 
-       sum over v of n_ijv (1 - exp(-a_iv) / Z_i) / n_i,  Z_i = sum over v of P(v | i) exp(-a_iv)
+       sum over v of n_ijv given_iv / n_i
 
-   n_ijv: how often v came after i, with j firing on it; n_i: firings of i before a token. P(v | i) is
-   how often v came: the sum of n_ijv over j, over the number of features that fire on v. a_iv: nats
-   that i gives to v after the final norm; where v was promoted, the nats that were counted, over all
-   times that v came, elsewhere m_i L_iv.
+   n_ijv: how often v came after i, with j firing on it; n_i: firings of i before a token.
 
 docs/causal.md compares both with ablation.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -41,41 +38,42 @@ COLUMNS = ("predicted", "predicted_in_context")
 
 
 def predicted_effects(
-    edges: pl.DataFrame, statistics: Statistics, logit_effects: pl.DataFrame | None
+    edges: pl.DataFrame,
+    statistics: Statistics,
+    logit_effects: pl.DataFrame | None,
+    given: pl.DataFrame | None,
 ) -> pl.DataFrame:
     """Give the predicted rise of P(target at p + 1) for a firing of the source at p.
 
     Args:
         edges: source, target.
         statistics: sums of the run.
-        logit_effects: feature_idx, token_id, nats_per_unit; None gives nulls.
+        logit_effects: feature_idx, token_id, nats_per_unit; without it `predicted` is null.
+        given: as `given_in_run` gives it; without it `predicted_in_context` is null.
 
     Returns:
         Float columns `predicted`, in -1..1, and `predicted_in_context`, at most 1, as long as
         `edges`.
     """
-    if logit_effects is None or statistics.n_tokens == 0 or edges.is_empty():
-        nothing = pl.Series([None] * len(edges), dtype=pl.Float64)
-        return pl.DataFrame(dict.fromkeys(COLUMNS, nothing))
+    is_empty = statistics.n_tokens == 0 or edges.is_empty()
+    nothing = pl.Series([None] * len(edges), dtype=pl.Float64)
+    found: dict[str, Any] = dict.fromkeys(COLUMNS, nothing)
+    if logit_effects is not None and not is_empty:
+        found["predicted"] = _without_context(edges, statistics, logit_effects)
+    if given is not None and not is_empty:
+        found["predicted_in_context"] = _in_context(edges, statistics, given)
+    return pl.DataFrame(found)
+
+
+def _without_context(
+    edges: pl.DataFrame, statistics: Statistics, logit_effects: pl.DataFrame
+) -> NDArray[np.float64]:
+    """(m,) only listed tokens change their share, all others shrink alike; the sum runs over them."""
     listed = logit_effects.select(
         pl.col("feature_idx", "token_id").cast(pl.UInt32),
         pl.col("nats_per_unit").cast(pl.Float64),
     ).unique(["feature_idx", "token_id"], keep="first", maintain_order=True)
     strengths = _strengths(statistics, listed)
-    found = (
-        _without_context(edges, statistics, listed, strengths),
-        _in_context(edges, statistics, listed, strengths),
-    )
-    return pl.DataFrame(dict(zip(COLUMNS, found, strict=True)))
-
-
-def _without_context(
-    edges: pl.DataFrame,
-    statistics: Statistics,
-    listed: pl.DataFrame,
-    strengths: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """(m,) only listed tokens change their share, all others shrink alike; the sum runs over them."""
     shift, shrink = _shifts(statistics, listed, strengths)
     fires = _fires_on_token(statistics)
     density = statistics.n_fires / statistics.n_tokens
@@ -89,16 +87,13 @@ def _without_context(
 
 
 def _in_context(
-    edges: pl.DataFrame,
-    statistics: Statistics,
-    listed: pl.DataFrame,
-    strengths: NDArray[np.float64],
+    edges: pl.DataFrame, statistics: Statistics, given: pl.DataFrame
 ) -> NDArray[np.float64]:
     """(m,) sums over the tokens that came after the source with the target firing on them."""
     ranked = edges.select("source", "target").with_row_index("rank")
     passed = (
         statistics.edge_tokens.join(ranked, on=["source", "target"], how="inner")
-        .join(_shares_given(statistics, listed, strengths), on=["source", "token_id"], how="left")
+        .join(given, on=["source", "token_id"], how="inner")
         .sort("rank", "token_id")
         .select("rank", weight=pl.col("n_pairs") * pl.col("given"))
     )
@@ -107,46 +102,6 @@ def _in_context(
     )
     n_source = statistics.n_source[edges["source"].to_numpy()]
     return np.asarray(total / np.maximum(n_source, 1))
-
-
-def _shares_given(
-    statistics: Statistics, listed: pl.DataFrame, strengths: NDArray[np.float64]
-) -> pl.DataFrame:
-    """Give source, token_id and `given`, the share of P(token) that goes with the source."""
-    features = statistics.token_features.group_by("token_id").agg(pl.col("n_fires").sum())
-    counts = statistics.token_counts[features["token_id"].to_numpy()]
-    features = features.select("token_id", n_features=pl.col("n_fires") / pl.Series(counts))
-    table = (
-        statistics.edge_tokens.group_by("source", "token_id")
-        .agg(pl.col("n_pairs").sum())
-        .sort("source", "token_id")
-        .join(features, on="token_id", how="left", maintain_order="left")
-        .join(
-            statistics.promoted_tokens.select(
-                pl.col("feature_idx").alias("source"), "token_id", "nats"
-            ),
-            on=["source", "token_id"],
-            how="left",
-            maintain_order="left",
-        )
-        .join(
-            listed.rename({"feature_idx": "source"}),
-            on=["source", "token_id"],
-            how="left",
-            maintain_order="left",
-        )
-        .with_columns(came=pl.col("n_pairs") / pl.col("n_features"))
-    )
-    source, came = table["source"].to_numpy(), table["came"].to_numpy()
-    usual = pl.col("nats_per_unit") * pl.Series(strengths[source])
-    nats = table.select(pl.coalesce(pl.col("nats") / NATS_UNIT / pl.col("came"), usual, 0.0))
-    left = np.exp(-np.clip(nats.to_series().to_numpy(), -MAX_NATS, MAX_NATS))
-    norm, total = (
-        np.bincount(source, weights=part, minlength=statistics.d_sae)
-        for part in (came * left, came)
-    )
-    given = 1 - left * (total[source] / norm[source])
-    return table.select("source", "token_id", given=pl.Series(given))
 
 
 def _shifts(

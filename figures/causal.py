@@ -38,7 +38,7 @@ N_EACH = 30  # edges of each tenth
 HALVES = (1, 2)  # seeds of the draws
 PREDICTIONS = {
     "predicted": "`predicted`: the weights, on the run's unigram",
-    "predicted_in_context": "`predicted_in_context`: the weights, on the tokens that followed the source",
+    "predicted_in_context": "`predicted_in_context`: the nats given to tokens that came, where they were in doubt",
     "score": "`score`, by which edges are ordered",
     "promoted_nats": "`promoted_nats`",
     "p_target_given_source": "`p_target_given_source`",

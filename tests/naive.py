@@ -230,3 +230,17 @@ def _information(rows: list[list[float]]) -> float:
         for k, n in enumerate(row)
         if n
     )
+
+
+def given(tokens: TokenTable, norms: dict[tuple[int, int], float]) -> tuple[Counter, Counter]:
+    """Sum e^-nats by (feature, token), and the shares 1 - e^-nats / norm by (feature, next token)."""
+    left: Counter[tuple[int, int]] = Counter()
+    shares: Counter[tuple[int, int]] = Counter()
+    for p in range(len(tokens.doc_ids)):
+        if joined(tokens, p, 1):
+            for i, entry in active(tokens, p).items():
+                on = i, int(tokens.token_ids[p])
+                weight = float(np.exp(-np.clip(float(tokens.promotions[entry]), -10, 10)))
+                left[on] += round(weight * 2**26)
+                shares[i, int(tokens.token_ids[p + 1])] += fixed(1 - weight / norms[on])
+    return left, shares

@@ -13,7 +13,9 @@ import pytest
 from scipy import stats
 
 from circuits.evidence import EDGE_SCHEMA, MIN_PAIRS, build_edges, pair_table
+from circuits.given import given_by
 from circuits.predicted import COLUMNS, predicted_effects
+from sae_core.errors import StoreError
 from sae_core.run_writer import vocabulary_frame
 from sae_core.schema import TokenTable
 from sae_core.statistics import Statistics, collect, merge
@@ -235,7 +237,7 @@ def test_the_predicted_effect_is_that_of_its_formula() -> None:
         }
     )
     edges = pair_table(sums).select("source", "target")
-    found = predicted_effects(edges, sums, effects)["predicted"]
+    found = predicted_effects(edges, sums, effects, None)["predicted"]
     matrix = effects["nats_per_unit"].to_numpy().reshape(7, 5)
     unigram = sums.token_counts / sums.n_tokens
     fires = np.zeros((7, 5))
@@ -251,49 +253,64 @@ def test_the_predicted_effect_is_that_of_its_formula() -> None:
         assert value == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_effect_in_context_is_that_of_its_formula(seed: int) -> None:
+def drawn_tokens(seed: int) -> TokenTable:
+    """Draw 600 tokens of 5 kinds with two of 6 features on each."""
     rng = np.random.default_rng(seed)
     rows = [sorted(rng.choice(6, 2, replace=False).tolist()) for _ in range(600)]
-    tokens = stream(rows)._replace(
+    return stream(rows)._replace(
         token_ids=rng.integers(0, 5, 600).astype(np.uint32),
         promotions=rng.normal(0.1, 0.4, 1200).astype(np.float32),
     )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_effect_in_context_is_that_of_its_formula(seed: int) -> None:
+    tokens = drawn_tokens(seed)
     sums = collect(tokens, 6, 5)
-    effects = pl.DataFrame({"feature_idx": [0, 1, 2], "token_id": [1, 1, 3]}).with_columns(
-        nats_per_unit=pl.Series([0.5, -1.0, 0.25])
-    )
     edges = pair_table(sums).select("source", "target")
-    found = predicted_effects(edges, sums, effects)["predicted_in_context"]
-    fires = np.zeros((600, 6), np.bool_)
+    given = given_by(lambda: [tokens], sums)
+    found = predicted_effects(edges, sums, None, given)["predicted_in_context"]
+    fires, nats = np.zeros((600, 6), np.bool_), np.zeros((600, 6))
     fires[np.repeat(np.arange(600), 2), tokens.features] = True
+    nats[np.repeat(np.arange(600), 2), tokens.features] = tokens.promotions
     following = tokens.token_ids[1:]
-    promoted = np.zeros((600, 6))
-    promoted[np.repeat(np.arange(600), 2), tokens.features] = tokens.promotions
-    promoted[promoted <= 0.1] = 0
     for (i, j), value in zip(edges.rows(), found.to_list(), strict=True):
         mine = np.flatnonzero(fires[:-1, i])
-        nats = np.array([promoted[mine[following[mine] == v], i].mean() for v in range(5)])
-        left = np.exp(-nats)
-        norm = left[following[mine]].mean()
-        expected = ((1 - left[following[mine]] / norm) * fires[mine + 1, j]).mean()
-        assert value == pytest.approx(expected, abs=1e-5)
+        left, on, came = np.exp(-nats[mine, i]), tokens.token_ids[mine], following[mine]
+        norm = np.array(
+            [(left[on == c].sum() + 5 * left.mean()) / ((on == c).sum() + 5) for c in on]
+        )
+        share = 1 - left / norm
+        mean = np.array([share[came == v].mean() for v in came])
+        assert value == pytest.approx((mean * fires[mine + 1, j]).mean(), abs=1e-5)
     assert np.abs(found.to_numpy()).max() > 1e-3
-    unknown = predicted_effects(edges, sums, None)
-    for name in COLUMNS:
-        assert unknown[name].null_count() == len(edges)
 
 
-def test_a_token_that_was_never_promoted_has_its_listed_effect() -> None:
-    rows = [[0], [1], [0], [2]] * 20
-    tokens = stream(rows, nats=0.0)._replace(token_ids=np.tile([0, 1, 0, 2], 20).astype(np.uint32))
-    nats = np.zeros(80, np.float32)
-    nats[2::4] = 2.0  # feature 0 promotes token 2 by 2 nats, and suppresses token 1
-    sums = collect(tokens._replace(promotions=nats), 3, 3)
-    listed = pl.DataFrame({"feature_idx": [0, 0], "token_id": [2, 1], "nats_per_unit": [1.0, -0.5]})
-    edges = pl.DataFrame({"source": [0, 0], "target": [2, 1]}, schema_overrides={
-        "source": pl.UInt32, "target": pl.UInt32
-    })  # fmt: skip
-    norm = (np.exp(-2) + np.exp(1)) / 2
-    found = predicted_effects(edges, sums, listed)["predicted_in_context"].to_list()
-    assert found == pytest.approx([0.5 * (1 - np.exp(-2) / norm), 0.5 * (1 - np.exp(1) / norm)])
+def test_what_is_given_does_not_depend_on_how_the_tokens_are_cut() -> None:
+    tokens = drawn_tokens(0)._replace(doc_ids=np.repeat([0, 1, 2], 200).astype(np.uint32))
+    sums = collect(tokens, 6, 5)
+    parts = [naive.part(tokens, start, start + 200) for start in (400, 0, 200)]
+    whole = given_by(lambda: [tokens], sums)
+    assert given_by(lambda: parts, sums).equals(whole)
+    assert not whole.is_empty()
+
+
+def test_effects_are_null_where_nothing_tells_them() -> None:
+    sums = collect(drawn_tokens(0), 6, 5)
+    unknown = predicted_effects(pair_table(sums).select("source", "target"), sums, None, None)
+    assert [unknown[name].null_count() for name in COLUMNS] == [len(unknown)] * 2
+
+
+def test_a_token_that_is_certain_for_other_reasons_is_given_nothing() -> None:
+    """Feature 0 gives 3 nats, but after token 0 there is no other token than 1."""
+    rows = [[0], [1]] * 40
+    tokens = stream(rows, nats=3.0)._replace(token_ids=np.tile([0, 1], 40).astype(np.uint32))
+    given = given_by(lambda: [tokens], collect(tokens, 2, 2))
+    assert given.filter(pl.col("source") == 0)["given"].to_list() == pytest.approx([0], abs=1e-6)
+
+
+def test_tokens_of_more_features_than_the_sums_are_refused() -> None:
+    tokens = drawn_tokens(0)
+    sums = collect(naive.part(tokens, 0, 0), 3, 5)
+    with pytest.raises(StoreError, match="the feature 5, the sums are of 3 features"):
+        given_by(lambda: [tokens], sums)
