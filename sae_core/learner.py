@@ -21,9 +21,10 @@ import torch
 from torch.nn import functional
 
 from sae_core.activations import geometric_median, unit_scale
+from sae_core.active import Active, Aid, Missed
 from sae_core.objectives import VARIANTS
 from sae_core.sae import SaeConfig, SparseAutoencoder
-from sae_core.sparse_engine import Active, Aid, CpuEngine, Missed, TorchEngine, move_vector
+from sae_core.sparse_engine import CpuEngine, TorchEngine, move_vector
 from sae_core.train_loops import Rates
 
 if TYPE_CHECKING:

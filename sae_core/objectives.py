@@ -20,7 +20,8 @@ from sae_core.sparse_engine import move_vector
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sae_core.sparse_engine import Active, TorchEngine
+    from sae_core.active import Active
+    from sae_core.sparse_engine import TorchEngine
     from sae_core.train_loops import Rates
     from sae_core.train_settings import TrainSaeConfig
 

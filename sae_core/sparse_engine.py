@@ -11,13 +11,14 @@ gradients up and lets Adam move the features that fired; the others stay, and so
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from sae_core import train_loops
+from sae_core.active import Active, Aid, Missed
 from sae_core.devices import Portions
 from sae_core.errors import SaeError
 from sae_core.screen_loops import round_rows, sort_by_feature
@@ -34,58 +35,6 @@ GATHERED = 1 << 16  # entries whose decoder rows are gathered at once (134 MB at
 DENSE = 1 / 32  # share of features active above which dense products are faster
 DENSE_VALUES = 1 << 25  # of dense activations at once (134 MB)
 ROW_WORK = 12  # entries that cost as much as moving one feature's weights
-
-
-class Active(NamedTuple):
-    """The features that take part on each row of a batch."""
-
-    indptr: Tensor
-    """(n + 1,) int64 start of each row's entries."""
-
-    ids: Tensor
-    """(m,) int32 feature ids, ascending within a row."""
-
-    acts: Tensor
-    """(m,) float32 activations; 0 where a feature takes part without firing."""
-
-    def rows(self) -> Tensor:
-        """Give (m,) the row of each entry."""
-        n = torch.arange(len(self.indptr) - 1, device=self.indptr.device)
-        return n.repeat_interleave(self.indptr.diff())
-
-    def where(self, keep: Tensor) -> Active:
-        """Give the entries that a mask (m,) marks."""
-        kept = functional.pad(keep.cumsum(0), (1, 0))
-        return Active(kept[self.indptr], self.ids[keep], self.acts[keep])
-
-
-class Missed(NamedTuple):
-    """What a batch's reconstructions miss. Level l uses the features below `ends[l]`."""
-
-    miss: Tensor
-    """(levels, n, d_in) sum of reconstruction - x over level l and all above."""
-
-    errors: Tensor
-    """(levels, n) squares of each level's own reconstruction - x."""
-
-    slopes: Tensor
-    """(m,) half the derivative of all levels' squares by each activation."""
-
-    ends: list[int]
-    """One past the last feature of each level."""
-
-
-class Aid(NamedTuple):
-    """Entries beside the batch's own: silent features that learn what the others miss."""
-
-    active: Active
-    """Of some first rows of the batch."""
-
-    miss: Tensor
-    """(rows, d_in) what their reconstruction of the rest misses, times the weight of its loss."""
-
-    slopes: Tensor
-    """(m,) half the derivative of that loss by each activation."""
 
 
 class TorchEngine:
@@ -171,7 +120,8 @@ class TorchEngine:
     def _reconstruct(self, x: Tensor, active: Active, ends: list[int]) -> Missed:
         rows, levels, miss = active.rows(), _levels(active.ids, ends), -x.repeat(len(ends), 1, 1)
         slopes = torch.empty_like(active.acts)
-        if self._is_dense(active):
+        is_dense = self._is_dense(active)
+        if is_dense:
             for some in self._blocks(len(x)):
                 acts = self._dense(active, rows, active.acts, some)
                 for level, end in enumerate(ends):
@@ -184,9 +134,20 @@ class TorchEngine:
                     miss[level].index_add_(0, rows[some][reaches], part[reaches])
         errors = miss.square().sum(dim=2)
         miss = miss.flip(0).cumsum(0).flip(0)
-        for some in self._gathers(active):
-            found = miss[levels[some], rows[some]]
-            slopes[some] = (found * self.dec[active.ids[some]]).sum(dim=1)
+        if is_dense:
+            for some in self._blocks(len(x)):
+                entries = slice(*active.indptr[[some.start, some.stop]].tolist())
+                found = [
+                    part[some] @ self.dec[begin:end].T
+                    for begin, end, part in zip([0, *ends], ends, miss, strict=False)
+                ]
+                slopes[entries] = torch.cat(found, dim=1)[
+                    rows[entries] - some.start, active.ids[entries]
+                ]
+        else:
+            for some in self._gathers(active):
+                part = miss[levels[some], rows[some]]
+                slopes[some] = (part * self.dec[active.ids[some]]).sum(dim=1)
         return Missed(miss, errors, slopes, ends)
 
     def _pre_acts(self, x: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from sae_core import screening, sparse_engine
-from sae_core.sparse_engine import Active, Aid, CpuEngine, Missed, TorchEngine
+from sae_core.active import Active, Aid, Missed
+from sae_core.sparse_engine import CpuEngine, TorchEngine
 from sae_core.train_loops import Rates
 
 if TYPE_CHECKING:
