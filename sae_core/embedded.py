@@ -1,4 +1,4 @@
-"""What the package ships, by name: models `A` and `B`, dictionaries `A/0`, `A/1`, `B/0` of each.
+"""What the package ships, by name: models `A` and `B`, dictionaries `A/0`, `A/1`, `B/0`, ... of them.
 
 1. Model A lies in `demo/model`, any other in `demo/model-NAME`; one that is not there is not known.
 2. A model without a tokenizer of its own shares that of A.
