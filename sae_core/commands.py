@@ -27,7 +27,7 @@ REPAIR = (
 )
 PRECISION = click.Choice(["float32", "bfloat16"])
 MODEL_HELP = "Model: an embedded one (`embedded` is A, the first), or a folder."
-SAE_HELP = "Dictionary: an embedded one (A/0), `neurons`, or a folder."
+SAE_HELP = "Dictionary: an embedded one (A/0, A/1, A/1-l1, B/0, B/1), `neurons`, or a folder."
 
 model_option = click.option("--model", default="embedded", help=MODEL_HELP)
 sae_option = click.option("--sae", default="A/0", help=SAE_HELP)
@@ -52,6 +52,18 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[i
         raise click.BadParameter(said) from None
 
 
+def _byte_size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
+    """Read a size, e.g. 2G."""
+    if text is None:
+        return None
+    from sae_core.memory import byte_size
+
+    try:
+        return byte_size(text)
+    except ValueError as err:
+        raise click.BadParameter(str(err)) from None
+
+
 @click.command("gather")
 @texts_argument
 @output_option("Run directory to write, or to go on with.")
@@ -68,6 +80,12 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[i
 @click.option(
     "--keep-acts/--no-keep-acts", default=True, help="Keep activations; automata need them."
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=_byte_size,
+    help="Most memory to take, e.g. 2G  [default: what the machine has]",
+)
 @skip_option
 @click.option(
     "--repair", is_flag=True, help="Compute again the files that are damaged, and no others."
@@ -79,6 +97,7 @@ def gather_command(texts: tuple[str, ...], output: Path, **options: Any) -> None
     \b
     Example:
       circuits gather pages/*.html -o run
+      circuits gather pages/*.html -o run --memory 1G
       circuits gather pages/*.html -o run --repair
     """
     with console.usage_errors():
@@ -330,7 +349,7 @@ def gather_said(texts: Sequence[str], **options: Any) -> GatherResult:
     from sae_core.gather import gather as gather_texts
 
     with console.progress_line("bytes") as progress:
-        done = gather_texts(texts, progress=progress, **options)
+        done = gather_texts(texts, progress=progress, say=console.say, **options)
     state = "complete" if done.n_new_tokens == 0 else f"{done.n_new_tokens:,} new tokens"
     total = f"{done.n_tokens:,} tokens of {done.n_documents:,} documents"
     console.say(f"{done.run}: {state}; {total}.")

@@ -348,13 +348,13 @@ def _filled(
     def pieces_of(begin: int, end: int) -> list[pl.DataFrame]:
         most = int(np.diff(room[begin : end + 1]).max(initial=0))
         state = np.array([begin, 0, end])
+        size = min(max(BUFFER_ROWS, most), int(room[end] - room[begin]))
+        id_rows = np.empty((len(ids), size), np.uint32)
+        sum_rows = np.empty((len(sums), size), np.int64)
         pieces = []
         while state[0] < end:
-            size = min(max(BUFFER_ROWS, most), int(room[end] - room[state[0]]))
-            id_rows = np.empty((len(ids), size), np.uint32)
-            sum_rows = np.empty((len(sums), size), np.int64)
             fill(state, id_rows, sum_rows)
-            filled = [row[: state[1]] for row in (*id_rows, *sum_rows)]
+            filled = [row[: state[1]].copy() for row in (*id_rows, *sum_rows)]
             pieces.append(pl.DataFrame(dict(zip((*ids, *sums), filled, strict=True))))
         return pieces
 

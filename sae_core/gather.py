@@ -27,6 +27,7 @@ from sae_core.corpus import plan_documents
 from sae_core.errors import StoreMismatchError, TextError
 from sae_core.feature_table import features_table
 from sae_core.files import DirectoryLock, read_parquet, sha256_of, write_parquet
+from sae_core.gather_memory import room_of
 from sae_core.language_model import LanguageModel, check_fits, load_model
 from sae_core.logits import LogitEffects
 from sae_core.output import open_manifest, refuse_foreign
@@ -95,7 +96,9 @@ def gather(
     force: bool = False,
     skip_bad_rows: bool = False,
     repair: bool = False,
+    memory: int | None = None,
     progress: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> GatherResult:
     """Read texts with a model and a dictionary into a run directory.
 
@@ -111,14 +114,18 @@ def gather(
         force: replace a run of other settings.
         skip_bad_rows: count and skip unreadable rows of JSONL and Parquet inputs.
         repair: compute those files of a run again that are not as they were written, and no others.
+        memory: bytes that the process may take in all; None leaves it to the machine. Fewer tokens
+            are then counted at once, to the same bytes.
         progress: is called with the bytes of text read so far, after each shard.
+        say: is told one line, what memory is there, before the work.
 
     Returns:
         What was done.
 
     Raises:
         TextError: nothing to read.
-        ModelError, SaeError: model, dictionary and hook point do not fit.
+        ModelError, SaeError: model, dictionary and hook point do not fit, or the memory does not
+            suffice.
         StoreError: `out` is not ours, locked, damaged, or of other settings.
         ValueError: held_out is no share, or both `force` and `repair` are asked for.
     """
@@ -154,7 +161,13 @@ def gather(
         manifest = open_manifest(run, settings, force=force)
         if manifest.complete and not repair:
             return _result(run, manifest, 0)
-        worker = _Gatherer(run, settings, reader, dictionary, plan)
+        effects = LogitEffects.of(reader, dictionary)
+        room = room_of(memory, settings.d_sae, say or (lambda _: None))
+        sums = RunningSums(run, settings, room)
+        worker = _Gatherer(
+            plan,
+            ShardWriter(run, settings, model=reader, sae=dictionary, effects=effects, sums=sums),
+        )
         if repair:
             return worker.repair(manifest, progress)
         refuse_damaged(run)
@@ -164,23 +177,14 @@ def gather(
 class _Gatherer:
     """The work on one run: everything that a shard needs, loaded once."""
 
-    def __init__(
-        self,
-        run: Path,
-        settings: GatherSettings,
-        model: LanguageModel,
-        sae: SparseAutoencoder,
-        plan: DocumentPlan,
-    ) -> None:
-        self.run = run
-        self.settings = settings
-        self.model = model
+    def __init__(self, plan: DocumentPlan, shards: ShardWriter) -> None:
         self.plan = plan
-        self.effects = LogitEffects.of(model, sae)
-        self.sums = RunningSums(run, settings)
-        self.shards = ShardWriter(
-            run, settings, model=model, sae=sae, effects=self.effects, sums=self.sums
-        )
+        self.shards = shards
+        self.run = shards.run
+        self.settings = shards.settings
+        self.model = shards.model
+        self.effects = shards.effects
+        self.sums = shards.sums
 
     def repair(self, manifest: Manifest, progress: Callable[[int], None] | None) -> GatherResult:
         """Make what is damaged again; then go on, where the run is not finished."""

@@ -15,7 +15,6 @@ import shutil
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from sae_core import statistics
 from sae_core.errors import StoreError, StoreMismatchError
 from sae_core.files import sha256_of, write_atomic
 from sae_core.running_sums import RunningSums
@@ -153,8 +152,8 @@ class Repair:
             group.append(shard.name)
             kept = {file for file in shard.sha256 if _is_sum(file)}
             if bad := kept & set(self.bad):
-                counted = RunningSums(self.run, self.shards.settings).count_again(group)
-                statistics.save(counted, self.scratch / PARTS / shard.name / "statistics")
+                folder = self.scratch / PARTS / shard.name / "statistics"
+                RunningSums(self.run, self.shards.settings).count_again(group, folder)
                 self._install(bad, shard.sha256)
             group = [] if kept else group
 

@@ -1,7 +1,7 @@
 """The sums of a growing run: counted many shards at a time, whole again after a crash.
 
-1. A finished shard's tokens wait in memory until there are enough of them: counting many at once
-   writes each pair of features once, and not once a shard.
+1. A finished shard's tokens wait in memory until there are enough of them, or no more room: counting
+   many at once writes each pair of features once, and not once a shard.
 2. Then they are counted, and the sums are kept in the last of these shards' folder under `parts/`.
 3. A run that goes on reads the waiting shards' tokens back. Sums are whole numbers, so that it does
    not matter to a byte where the groups begin.
@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import numpy as np
 
 from sae_core import statistics
 from sae_core.files import read_parquet
+from sae_core.gather_memory import Room
 from sae_core.schema import TokenTable
 from sae_core.store import PARTS, read_token_file, select_tokens, write_tokens
 from sae_core.summed_files import add_up
@@ -25,15 +27,17 @@ if TYPE_CHECKING:
     from sae_core.schema import GatherSettings
     from sae_core.statistics import Statistics
 
-GROUP_ENTRIES = 1 << 23  # features that fire, of shards counted together: 100 MB that wait
+TRIAL = 16  # part of the first shard that is counted to see what counting takes
 
 
 class RunningSums:
     """The sums of the finished shards of one run."""
 
-    def __init__(self, run: Path, settings: GatherSettings) -> None:
+    def __init__(self, run: Path, settings: GatherSettings, room: Room | None = None) -> None:
+        """Start with nothing; `room` tells how much memory there is, None does not look at it."""
         self.run = run
         self.settings = settings
+        self._room = room or Room()
         self._counted: list[Path] = []
         self._waiting: list[TokenTable] = []
 
@@ -47,10 +51,10 @@ class RunningSums:
             else:
                 self._waiting.append(self._read_back(name))
 
-    def count_again(self, shards: list[str]) -> Statistics:
-        """Count shards that were counted together before."""
+    def count_again(self, shards: list[str], folder: Path) -> None:
+        """Count shards that were counted together before, and write their sums to a folder."""
         self._waiting = [self._read_back(name) for name in shards]
-        return self._count_waiting()
+        self._save_waiting(folder)
 
     def add(self, name: str, tokens: TokenTable) -> None:
         """Add a shard whose tokens are written.
@@ -61,9 +65,11 @@ class RunningSums:
         """
         part = self.run / PARTS / name
         self.keep(name, tokens)
+        self._try(tokens)
         self._waiting.append(tokens)
-        if sum(len(table.features) for table in self._waiting) >= GROUP_ENTRIES:
-            statistics.save(self._count_waiting(), part / "statistics")
+        n_waiting = sum(len(table.features) for table in self._waiting)
+        if n_waiting >= self._room.n_entries(len(tokens.features)):  # with one more like this
+            self._save_waiting(part / "statistics")
             self._counted.append(part / "statistics")
             self._waiting = []
 
@@ -75,18 +81,39 @@ class RunningSums:
     def save(self, folder: Path) -> None:
         """Count what waits, add up everything and write it to a folder."""
         if not self._counted:
-            statistics.save(self._count_waiting(), folder)
+            self._save_waiting(folder)
             return
         with TemporaryDirectory(prefix=".", dir=self.run / PARTS) as scratch:
             parts = list(self._counted)
             if self._waiting:
                 parts.append(Path(scratch))
-                statistics.save(self._count_waiting(), parts[-1])
-            add_up(parts, folder)
+                self._save_waiting(parts[-1])
+            add_up(parts, folder, n_rows=self._room.n_rows())
 
-    def _count_waiting(self) -> Statistics:
+    def _save_waiting(self, folder: Path) -> None:
+        """Count what waits, in as many pieces as there is room for, and write it to a folder."""
         tokens = joined_tables(self._waiting)
-        return statistics.collect(tokens, self.settings.d_sae, self.settings.d_vocab)
+        self._try(self._waiting[0])
+        pieces = cut_at_windows(tokens, self._room.n_pieces(len(tokens.features)))
+        if len(pieces) == 1:
+            statistics.save(self._collected(tokens), folder)
+            return
+        with TemporaryDirectory(prefix=".", dir=self.run / PARTS) as scratch:
+            parts = [Path(scratch) / str(at) for at in range(len(pieces))]
+            for part, piece in zip(parts, pieces, strict=True):
+                statistics.save(self._collected(rows_of(tokens, piece)), part)
+            add_up(parts, folder, n_rows=self._room.n_rows())
+
+    def _try(self, tokens: TokenTable) -> None:
+        """Count the first tokens of a shard to see what counting takes, unless that is known."""
+        n = len(tokens.doc_ids)
+        if not self._room.is_told:
+            self._collected(select_tokens(tokens, np.arange(n) < max(n // TRIAL, 1)))
+
+    def _collected(self, tokens: TokenTable) -> Statistics:
+        counted = statistics.collect(tokens, self.settings.d_sae, self.settings.d_vocab)
+        self._room.learn(counted, len(tokens.features))
+        return counted
 
     def _read_back(self, name: str) -> TokenTable:
         part = self.run / PARTS / name
@@ -104,3 +131,21 @@ def joined_tables(tables: list[TokenTable]) -> TokenTable:
     names = [name for name in TokenTable._fields if name != "indptr"]
     columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
     return TokenTable(indptr=np.concatenate(([0], np.cumsum(counts))), **columns)
+
+
+def cut_at_windows(tokens: TokenTable, n: int) -> list[slice]:
+    """Cut a table at window ends into n parts of about equal length, fewer where windows are long."""
+    n_tokens = len(tokens.doc_ids)
+    is_new = (np.diff(tokens.window_ids) != 0) | (np.diff(tokens.doc_ids) != 0)
+    ends = np.append(np.flatnonzero(is_new) + 1, n_tokens)
+    wanted = np.linspace(0, n_tokens, n + 1)[1:]
+    cuts = [0, *np.unique(ends[np.searchsorted(ends, wanted)]).tolist()]
+    return [slice(a, b) for a, b in pairwise(cuts)] if n_tokens else [slice(0, 0)]
+
+
+def rows_of(tokens: TokenTable, part: slice) -> TokenTable:
+    """Give some neighbouring tokens of a table."""
+    first, last = tokens.indptr[part.start], tokens.indptr[part.stop]
+    columns = [column[part] for column in tokens[:6]]
+    lists = [values[first:last] for values in tokens[7:]]
+    return TokenTable._make([*columns, tokens.indptr[part.start : part.stop + 1] - first, *lists])

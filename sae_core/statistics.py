@@ -104,6 +104,11 @@ class Statistics:
     promoted_tokens: pl.DataFrame
 
     @property
+    def n_bytes(self) -> int:
+        """Memory of the tables."""
+        return sum(int(getattr(self, name).estimated_size()) for name in _KEYS)
+
+    @property
     def d_sae(self) -> int:
         """Number of features."""
         return len(self.n_fires)

@@ -11,7 +11,7 @@ import pytest
 import shell
 import tiny
 
-from sae_core import running_sums
+from sae_core import gather_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ ADVICE = "circuits gather --repair"
 def small_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gathering, "SHARD_WINDOWS", N_WINDOWS)
-        patch.setattr(running_sums, "GROUP_ENTRIES", 2 * N_WINDOWS * 16)  # sums of a shard or two
+        patch.setattr(gather_memory, "GROUP_ENTRIES", 2 * N_WINDOWS * 16)  # sums of a shard or two
         yield
 
 

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import shell
 
-from sae_core import running_sums, statistics
+from sae_core import gather_memory, running_sums, statistics
 from sae_core.running_sums import PARTS, RunningSums
 from sae_core.schema import GatherSettings
 from sae_core.store import write_tokens
@@ -53,7 +53,7 @@ def write_shard(run: Path, name: str, tokens: TokenTable, *, keep_acts: bool) ->
 def test_sums_are_those_of_the_whole_stream_after_a_crash_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_entries: int, *, keep_acts: bool
 ) -> None:
-    monkeypatch.setattr(running_sums, "GROUP_ENTRIES", group_entries)
+    monkeypatch.setattr(gather_memory, "GROUP_ENTRIES", group_entries)
     tokens = naive.random_tokens(0, n_docs=6)
     statistics.save(statistics.collect(tokens, D_SAE, D_VOCAB), tmp_path / "whole")
     shards = shards_of(tokens)
