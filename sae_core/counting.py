@@ -72,6 +72,11 @@ def transition_counts(
     return count_pairs(indptr.astype(np.int64), features, doc_ids, d_sae)
 
 
+def has_square(d_sae: int) -> bool:
+    """Say whether lagged pairs are counted in a square of counters, and not a source at a time."""
+    return d_sae <= DENSE_FEATURES
+
+
 def find_blocks(tokens: TokenTable) -> list[slice]:
     """Cut a stream at window ends into blocks of about BLOCK_ENTRIES features at most."""
     n = len(tokens.doc_ids)
@@ -282,7 +287,7 @@ def _transitions(
 ) -> pl.DataFrame:
     d_sae = len(sources.starts) - 1
     n_lagged = len(stream.features) * (lags[1] - lags[0] + 1)  # of one pair, at most
-    is_dense = d_sae <= DENSE_FEATURES and len(fired.pos) > 0 and n_lagged < 1 << 31
+    is_dense = has_square(d_sae) and len(fired.pos) > 0 and n_lagged < 1 << 31
     size = d_sae if is_dense else 0
     lagged = np.zeros((size, size), np.int32)
     if size:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sae_core.counting import has_square
 from sae_core.errors import ModelError, StoreError
 from sae_core.memory import (
     Free,
@@ -113,9 +114,10 @@ def room_of(
     """
     free, taken = free or free_memory(), taken_memory()
     least = taken + LEAST + A_FEATURE * min(d_sae, MOST_FEATURES)
+    way = f"in a square of {d_sae:,} x {d_sae:,}" if has_square(d_sae) else "a feature at a time"
     line = (
-        f"with the model and the dictionary {megabytes(taken)} of memory are taken, about "
-        f"{megabytes(least)} are the least"
+        f"pairs of features are counted {way}; with the model and the dictionary "
+        f"{megabytes(taken)} of memory are taken, about {megabytes(least)} are the least"
     )
     if budget is not None and budget < least:
         raise ModelError(

@@ -45,12 +45,18 @@ def said_of(budget: int | None, free: Free | None) -> tuple[Room, str]:
 def test_what_is_taken_and_what_is_allowed_is_said_before_the_work() -> None:
     _, said = said_of(None, Free(4600 * MEGABYTE, "this machine"))
     assert said == (
-        "with the model and the dictionary 400 MB of memory are taken, about 1,144 MB are the "
-        "least; this machine allows 5,000 MB"
+        "pairs of features are counted a feature at a time; with the model and the dictionary 400 MB "
+        "of memory are taken, about 1,144 MB are the least; this machine allows 5,000 MB"
     )
     room, said = said_of(1900 * MEGABYTE, AMPLE)
     assert said.endswith("; --memory allows 1,900 MB")
     assert room.limit == Free(1900 * MEGABYTE, "--memory")
+
+
+def test_small_dictionaries_are_counted_in_a_square() -> None:
+    said: list[str] = []
+    room_of(None, 512, said.append, AMPLE)
+    assert said[0].startswith("pairs of features are counted in a square of 512 x 512; ")
 
 
 @pytest.mark.usefixtures("taken")
