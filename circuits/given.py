@@ -21,7 +21,8 @@ import numpy as np
 import polars as pl
 
 from circuits import kernels
-from circuits.kernels import Firings, Index
+from circuits.kernels import Index
+from sae_core.counting import stream_of
 from sae_core.errors import StoreError
 from sae_core.store import has_acts, iter_token_shards, token_files
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sae_core.kernels import Stream
     from sae_core.schema import TokenTable
     from sae_core.statistics import Statistics
 
@@ -74,11 +76,12 @@ def given_by(read: Callable[[], Iterable[TokenTable]], statistics: Statistics) -
     )
     on, after = indexed(statistics.token_features, d_sae), indexed(followed, d_sae)
     left, shares = (np.zeros((2, len(index.token_ids)), np.int64) for index in (on, after))
-    for firings in _firings(read(), statistics):
-        kernels.add_left(firings, on, left)
+    for tokens in _checked(read(), statistics):
+        kernels.add_left(_stream(tokens), tokens.promotions, tokens.token_ids, on, left)
     norms = _norms(on, left)
-    for firings in _firings(read(), statistics):
-        kernels.add_shares(firings, on, norms, after, shares)
+    for tokens in _checked(read(), statistics):
+        columns = tokens.promotions, tokens.token_ids
+        kernels.add_shares(_stream(tokens), *columns, on, norms, after, shares)
     given = pl.Series("given", shares[1] / kernels.SHARE_UNIT / np.maximum(shares[0], 1))
     return followed.with_columns(given).filter(pl.Series(shares[0] > 0))
 
@@ -90,8 +93,8 @@ def indexed(frame: pl.DataFrame, d_sae: int) -> Index:
     return Index(np.searchsorted(features, edges).astype(np.int64), token_ids)
 
 
-def _firings(shards: Iterable[TokenTable], statistics: Statistics) -> Iterator[Firings]:
-    """Give shards to the compiled loops, which take ids for places, when they are checked."""
+def _checked(shards: Iterable[TokenTable], statistics: Statistics) -> Iterator[TokenTable]:
+    """Pass on shards whose ids the compiled loops may take for places."""
     for tokens in shards:
         for name, ids, size in (
             ("feature", tokens.features, statistics.d_sae),
@@ -102,10 +105,11 @@ def _firings(shards: Iterable[TokenTable], statistics: Statistics) -> Iterator[F
                     f"tokens/ holds the {name} {ids.max()}, the sums are of {size} {name}s; "
                     "gather again"
                 )
-        joined = np.zeros(len(tokens.doc_ids), np.bool_)
-        same = tokens.doc_ids[1:] == tokens.doc_ids[:-1]
-        joined[:-1] = same & (tokens.window_ids[1:] == tokens.window_ids[:-1])
-        yield Firings(tokens.indptr, tokens.features, tokens.promotions, tokens.token_ids, joined)
+        yield tokens
+
+
+def _stream(tokens: TokenTable) -> Stream:
+    return stream_of(tokens.indptr, tokens.features, tokens.doc_ids, tokens.window_ids)
 
 
 def _norms(on: Index, left: NDArray[np.int64]) -> NDArray[np.float64]:

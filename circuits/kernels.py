@@ -15,28 +15,11 @@ from sae_core.kernels import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sae_core.kernels import Stream
+
 MOST = 10.0  # nats, either way, that a firing gives; sums of more would have no room
 LEFT_UNIT = 1 << 26  # fixed point of e^-nats: of 10 nats, one part in 3,000
 SHARE_UNIT = 1 << 20
-
-
-class Firings(NamedTuple):
-    """A token stream with what its features give to the tokens that come."""
-
-    indptr: NDArray[np.int64]
-    """(n + 1,) start of each token's features."""
-
-    features: NDArray[np.uint32]
-    """(nnz,) those that fire."""
-
-    nats: NDArray[np.float32]
-    """(nnz,) what each gives to the token that comes."""
-
-    token_ids: NDArray[np.uint32]
-    """(n,) ids of the tokens."""
-
-    joined: NDArray[np.bool_]
-    """(n,) whether a token comes after, in the same window."""
 
 
 class Index(NamedTuple):
@@ -105,20 +88,31 @@ def _left(nats: float) -> float:
 
 
 @compiled
-def add_left(firings: Firings, index: Index, out: NDArray[np.int64]) -> None:
-    """Add each firing, and e^-nats, to the columns of out (2, n_rows) by the token it is on."""
-    for p in range(len(firings.joined)):
-        if firings.joined[p]:
-            for entry in range(firings.indptr[p], firings.indptr[p + 1]):
-                row = _find(index, firings.features[entry], firings.token_ids[p])
+def add_left(
+    stream: Stream,
+    nats: NDArray[np.float32],
+    token_ids: NDArray[np.uint32],
+    index: Index,
+    out: NDArray[np.int64],
+) -> None:
+    """Add each firing before a token, and e^-nats, to the columns of out by the token it is on.
+
+    `nats` (nnz,) is what each gives to the token that comes; out is (2, n_rows).
+    """
+    for p in range(len(token_ids)):
+        if p + 1 < stream.run_end[p]:
+            for entry in range(stream.indptr[p], stream.indptr[p + 1]):
+                row = _find(index, stream.features[entry], token_ids[p])
                 if row >= 0:
                     out[0, row] += 1
-                    out[1, row] += np.int64(np.rint(_left(firings.nats[entry]) * LEFT_UNIT))
+                    out[1, row] += np.int64(np.rint(_left(nats[entry]) * LEFT_UNIT))
 
 
 @compiled
-def add_shares(
-    firings: Firings,
+def add_shares(  # noqa: PLR0917 - arrays by position
+    stream: Stream,
+    nats: NDArray[np.float32],
+    token_ids: NDArray[np.uint32],
     index: Index,
     norms: NDArray[np.float64],
     following: Index,
@@ -128,13 +122,13 @@ def add_shares(
 
     `norms` (n_rows,) is by the token it is on; out is (2, n_rows of `following`).
     """
-    for p in range(len(firings.joined)):
-        if firings.joined[p]:
-            for entry in range(firings.indptr[p], firings.indptr[p + 1]):
-                feature = firings.features[entry]
-                row = _find(index, feature, firings.token_ids[p])
-                to = _find(following, feature, firings.token_ids[p + 1])
+    for p in range(len(token_ids)):
+        if p + 1 < stream.run_end[p]:
+            for entry in range(stream.indptr[p], stream.indptr[p + 1]):
+                feature = stream.features[entry]
+                row = _find(index, feature, token_ids[p])
+                to = _find(following, feature, token_ids[p + 1])
                 if row >= 0 and to >= 0:
-                    share = 1 - _left(firings.nats[entry]) / norms[row]
+                    share = 1 - _left(nats[entry]) / norms[row]
                     out[0, to] += 1
                     out[1, to] += np.int64(np.rint(share * SHARE_UNIT))

@@ -77,14 +77,15 @@ def has_square(d_sae: int) -> bool:
     return d_sae <= DENSE_FEATURES
 
 
-def find_blocks(tokens: TokenTable) -> list[slice]:
-    """Cut a stream at window ends into blocks of about BLOCK_ENTRIES features at most."""
+def find_blocks(tokens: TokenTable, n_entries: int | None = None) -> list[slice]:
+    """Cut a stream at window ends into blocks of about n_entries (BLOCK_ENTRIES) features at most."""
+    n_entries = BLOCK_ENTRIES if n_entries is None else n_entries
     n = len(tokens.doc_ids)
     new_run = np.diff(tokens.doc_ids) | np.diff(tokens.window_ids)
     cuts = np.append(np.flatnonzero(new_run) + 1, n)
     blocks, start = [], 0
     while start < n:
-        most = tokens.indptr[start] + BLOCK_ENTRIES
+        most = tokens.indptr[start] + n_entries
         limit = np.searchsorted(tokens.indptr, most, side="right")
         limit = min(limit, start + BLOCK_TOKENS + 1)
         first = np.searchsorted(cuts, start, side="right")
@@ -166,7 +167,8 @@ def _check_rows(indptr: Any, indices: Any, doc_ids: Any, d_sae: int) -> None:
         raise ValueError(f"indices must be in 0..{d_sae - 1}, got {indices.min()}..{indices.max()}")
 
 
-def _stream(indptr: Any, features: Any, doc_ids: Any, window_ids: Any) -> Stream:
+def stream_of(indptr: Any, features: Any, doc_ids: Any, window_ids: Any) -> Stream:
+    """Give columns of a token table as the compiled loops take them."""
     run_end = np.empty(len(doc_ids), np.int64)
     kernels.find_run_ends(doc_ids.astype(np.uint32), window_ids.astype(np.uint32), run_end)
     return Stream(indptr, np.ascontiguousarray(features), run_end)
@@ -175,7 +177,7 @@ def _stream(indptr: Any, features: Any, doc_ids: Any, window_ids: Any) -> Stream
 def _cut(tokens: TokenTable, block: slice) -> tuple[Stream, Any, Any, Any]:
     first, last = tokens.indptr[block.start], tokens.indptr[block.stop]
     indptr = tokens.indptr[block.start : block.stop + 1] - first
-    stream = _stream(
+    stream = stream_of(
         indptr, tokens.features[first:last], tokens.doc_ids[block], tokens.window_ids[block]
     )
     return stream, tokens.token_ids[block], tokens.acts[first:last], tokens.promotions[first:last]

@@ -37,7 +37,7 @@ A_FEATURE = 115 << 10  # of a small dictionary: its share of one shard, and of t
 MOST_FEATURES = 4096  # with more, few more pairs come
 MARGIN = 100 << 20  # allocators take more at one time than at another
 LEAST_LEFT = 16 << 20
-PIECES = 2  # times as many pieces as would just fit: from smaller ones come more rows
+PIECES = 2  # smaller pieces than would just fit: from each feature that fires come more rows
 A_ROW = 160  # of sums that are added up
 FEWEST_ROWS = 1 << 14
 
@@ -73,24 +73,24 @@ class Room:
             return ROWS
         return min(ROWS, max(FEWEST_ROWS, self._left(self.limit) // A_ROW))
 
-    def n_pieces(self, n_entries: int) -> int:
-        """Give in how many pieces tokens on which so many features fire are to be counted.
+    def n_at_once(self, n_entries: int) -> int:
+        """Give on how many of n_entries features that fire counting goes on at once.
 
         Raises:
             StoreError: there is next to no room.
         """
         if self.limit is None:
-            return 1
-        left, needed = self._left(self.limit), int(self._an_entry * n_entries)
-        if needed <= left:
-            return 1
+            return n_entries
+        left = self._left(self.limit)
+        if self._an_entry * n_entries <= left:
+            return n_entries
         if left < LEAST_LEFT:
             raise StoreError(
                 f"{megabytes(left)} of memory are left for counting, {self.limit.limit} allows "
                 f"{megabytes(self.limit.n_bytes)} in all; allow more, and run the same command "
                 "again: what was finished is kept"
             )
-        return -(-PIECES * needed // left)
+        return int(left / self._an_entry / PIECES)
 
     @staticmethod
     def _left(limit: Free) -> int:

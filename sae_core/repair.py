@@ -83,7 +83,7 @@ class Repair:
         self.shards = shards
         self.write_tables = write_tables
         self.scratch = run / PARTS / SCRATCH
-        self.sums = RunningSums(self.scratch, shards.settings)
+        self.sums = RunningSums(self.scratch, shards.settings, shards.sums.room)
         self.bad = damaged_files(run)
 
     def work(self, windows: Iterator[WindowRow]) -> Repaired:
@@ -153,7 +153,8 @@ class Repair:
             kept = {file for file in shard.sha256 if _is_sum(file)}
             if bad := kept & set(self.bad):
                 folder = self.scratch / PARTS / shard.name / "statistics"
-                RunningSums(self.run, self.shards.settings).count_again(group, folder)
+                again = RunningSums(self.run, self.shards.settings, self.sums.room)
+                again.count_again(group, folder)
                 self._install(bad, shard.sha256)
             group = [] if kept else group
 

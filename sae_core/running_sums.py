@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_core import statistics
+from sae_core.counting import find_blocks
 from sae_core.files import read_parquet
 from sae_core.gather_memory import Room
 from sae_core.schema import TokenTable
@@ -37,7 +37,7 @@ class RunningSums:
         """Start with nothing; `room` tells how much memory there is, None does not look at it."""
         self.run = run
         self.settings = settings
-        self._room = room or Room()
+        self.room = room or Room()
         self._counted: list[Path] = []
         self._waiting: list[TokenTable] = []
 
@@ -68,7 +68,7 @@ class RunningSums:
         self._try(tokens)
         self._waiting.append(tokens)
         n_waiting = sum(len(table.features) for table in self._waiting)
-        if n_waiting >= self._room.n_entries(len(tokens.features)):  # with one more like this
+        if n_waiting >= self.room.n_entries(len(tokens.features)):  # with one more like this
             self._save_waiting(part / "statistics")
             self._counted.append(part / "statistics")
             self._waiting = []
@@ -88,31 +88,34 @@ class RunningSums:
             if self._waiting:
                 parts.append(Path(scratch))
                 self._save_waiting(parts[-1])
-            add_up(parts, folder, n_rows=self._room.n_rows())
+            add_up(parts, folder, n_rows=self.room.n_rows())
 
     def _save_waiting(self, folder: Path) -> None:
         """Count what waits, in as many pieces as there is room for, and write it to a folder."""
         tokens = joined_tables(self._waiting)
         self._try(self._waiting[0])
-        pieces = cut_at_windows(tokens, self._room.n_pieces(len(tokens.features)))
+        pieces = find_blocks(tokens, self.room.n_at_once(len(tokens.features)))
         if len(pieces) == 1:
             statistics.save(self._collected(tokens), folder)
             return
-        with TemporaryDirectory(prefix=".", dir=self.run / PARTS) as scratch:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=folder) as scratch:
             parts = [Path(scratch) / str(at) for at in range(len(pieces))]
+            places = np.arange(len(tokens.doc_ids))
             for part, piece in zip(parts, pieces, strict=True):
-                statistics.save(self._collected(rows_of(tokens, piece)), part)
-            add_up(parts, folder, n_rows=self._room.n_rows())
+                inside = (places >= piece.start) & (places < piece.stop)
+                statistics.save(self._collected(select_tokens(tokens, inside)), part)
+            add_up(parts, folder, n_rows=self.room.n_rows())
 
     def _try(self, tokens: TokenTable) -> None:
         """Count the first tokens of a shard to see what counting takes, unless that is known."""
         n = len(tokens.doc_ids)
-        if not self._room.is_told:
+        if not self.room.is_told:
             self._collected(select_tokens(tokens, np.arange(n) < max(n // TRIAL, 1)))
 
     def _collected(self, tokens: TokenTable) -> Statistics:
         counted = statistics.collect(tokens, self.settings.d_sae, self.settings.d_vocab)
-        self._room.learn(counted, len(tokens.features))
+        self.room.learn(counted, len(tokens.features))
         return counted
 
     def _read_back(self, name: str) -> TokenTable:
@@ -131,21 +134,3 @@ def joined_tables(tables: list[TokenTable]) -> TokenTable:
     names = [name for name in TokenTable._fields if name != "indptr"]
     columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
     return TokenTable(indptr=np.concatenate(([0], np.cumsum(counts))), **columns)
-
-
-def cut_at_windows(tokens: TokenTable, n: int) -> list[slice]:
-    """Cut a table at window ends into n parts of about equal length, fewer where windows are long."""
-    n_tokens = len(tokens.doc_ids)
-    is_new = (np.diff(tokens.window_ids) != 0) | (np.diff(tokens.doc_ids) != 0)
-    ends = np.append(np.flatnonzero(is_new) + 1, n_tokens)
-    wanted = np.linspace(0, n_tokens, n + 1)[1:]
-    cuts = [0, *np.unique(ends[np.searchsorted(ends, wanted)]).tolist()]
-    return [slice(a, b) for a, b in pairwise(cuts)] if n_tokens else [slice(0, 0)]
-
-
-def rows_of(tokens: TokenTable, part: slice) -> TokenTable:
-    """Give some neighbouring tokens of a table."""
-    first, last = tokens.indptr[part.start], tokens.indptr[part.stop]
-    columns = [column[part] for column in tokens[:6]]
-    lists = [values[first:last] for values in tokens[7:]]
-    return TokenTable._make([*columns, tokens.indptr[part.start : part.stop + 1] - first, *lists])

@@ -1,7 +1,7 @@
 """Saved sums of several parts -> the sums of the whole, saved, with few rows in memory.
 
-1. The tables of each part are sorted by a feature. Features are taken in ranges that together have
-   about `n_rows` rows in all parts.
+1. Features are taken in ranges that together have about `n_rows` rows in all parts. Where a table is
+   sorted, as it should be, only the rows of the range are looked at.
 2. The rows of a range are read, added up and written to a file of their own.
 3. These files, one after the other, are the table: the same bytes as if it had been held whole.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from sae_core import statistics
+from sae_core.errors import StoreError
 from sae_core.files import reading_parquet, write_parquet
 
 if TYPE_CHECKING:
@@ -54,33 +55,32 @@ def _write_ranges(
     name: str, files: Sequence[Path], scratch: Path, d_sae: int, n_rows: int
 ) -> list[Path]:
     """Write the summed rows of ranges of features, a file each; give the files."""
-    starts = [_starts(name, file, d_sae) for file in files]
-    before = np.sum(starts, axis=0)
+    key = statistics.PAIRS[name][0]
+    before = np.concatenate([[0], np.cumsum(sum(_counts(key, file, d_sae) for file in files))])
     pieces: list[Path] = []
     begin = 0
     while begin < d_sae:
         end = int(np.searchsorted(before, before[begin] + n_rows, side="right")) - 1
         end = min(max(end, begin + 1), d_sae)
-        rows = [
-            _rows(file, int(at[begin]), int(at[end]))
-            for file, at in zip(files, starts, strict=True)
-        ]
+        inside = pl.col(key).is_between(begin, end, closed="left")
+        rows = [_read(file, pl.scan_parquet(file, glob=False).filter(inside)) for file in files]
         pieces.append(scratch / f"{begin:09d}.parquet")
         write_parquet(pieces[-1], statistics.summed(name, pl.concat(rows)))
         begin = end
     return pieces
 
 
-def _rows(file: Path, begin: int, end: int) -> pl.DataFrame:
-    with reading_parquet(file):
-        return pl.scan_parquet(file, glob=False).slice(begin, end - begin).collect()
-
-
-def _starts(name: str, file: Path, d_sae: int) -> NDArray[np.int64]:
-    """(d_sae + 1,) first row of each feature in the file of a table."""
-    key = statistics.PAIRS[name][0]
-    with reading_parquet(file):
-        found = pl.scan_parquet(file, glob=False).group_by(key).len().collect(engine="streaming")
+def _counts(key: str, file: Path, d_sae: int) -> NDArray[np.int64]:
+    """(d_sae,) rows of each feature in the file of a table."""
+    found = _read(file, pl.scan_parquet(file, glob=False).group_by(key).len())
+    features = found[key].to_numpy()
+    if features.max(initial=0) >= d_sae:
+        raise StoreError(f"{file} holds the feature {features.max()} of {d_sae}; gather again")
     counts = np.zeros(d_sae, np.int64)
-    counts[found[key].to_numpy()] = found["len"].to_numpy()
-    return np.concatenate([[0], np.cumsum(counts)])
+    counts[features] = found["len"].to_numpy()
+    return counts
+
+
+def _read(file: Path, rows: pl.LazyFrame) -> pl.DataFrame:
+    with reading_parquet(file):
+        return rows.collect(engine="streaming")

@@ -14,11 +14,12 @@ import tiny
 
 import sae_core
 from sae_core import gather_memory
+from sae_core.counting import find_blocks
 from sae_core.embedded import DEMO
 from sae_core.errors import ModelError, StoreError
 from sae_core.gather_memory import GROUP_ENTRIES, Room, room_of
 from sae_core.memory import Free, taken_memory
-from sae_core.running_sums import cut_at_windows, joined_tables, rows_of
+from sae_core.running_sums import joined_tables
 from sae_core.statistics import collect
 
 if TYPE_CHECKING:
@@ -96,23 +97,22 @@ def test_what_does_not_fit_is_counted_in_pieces_and_refused_where_nothing_is_lef
     room, full = (Room(Free(n * MEGABYTE, "--memory")) for n in (755, 515))
     for one in (room, full):
         one.learn(counted, 300)
-    assert room.n_pieces(room.n_entries(0)) == 1
-    assert 1 < room.n_pieces(1 << 22) < room.n_pieces(1 << 24)
-    assert full.n_pieces(0) == 1
+    assert room.n_at_once(room.n_entries(0)) == room.n_entries(0)
+    assert 0 < room.n_at_once(1 << 22) == room.n_at_once(1 << 24) < 1 << 22
+    assert full.n_at_once(0) == 0
     with pytest.raises(StoreError, match=r"10 MB of memory are left for counting, --memory allows"):
-        full.n_pieces(1 << 22)
+        full.n_at_once(1 << 22)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 1000])
 def test_pieces_end_with_windows_and_are_all_of_the_tokens(n: int) -> None:
     tokens = naive.random_tokens(0)
-    pieces = cut_at_windows(tokens, n)
+    pieces = find_blocks(tokens, len(tokens.features) // n)
     assert [piece.start for piece in pieces] == [0, *(piece.stop for piece in pieces[:-1])]
     assert pieces[-1].stop == len(tokens.doc_ids)
     assert not any(naive.joined(tokens, piece.stop - 1, 1) for piece in pieces)
-    assert len(pieces) <= n
     assert len(pieces) > 1 or n == 1
-    again = joined_tables([rows_of(tokens, piece) for piece in pieces])
+    again = joined_tables([naive.part(tokens, piece.start, piece.stop) for piece in pieces])
     for column, whole in zip(again, tokens, strict=True):
         assert column.tolist() == whole.tolist()
 
@@ -127,7 +127,7 @@ def test_a_limit_changes_no_byte_of_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(gather_memory, "LEAST", 0)
     monkeypatch.setattr(gather_memory, "A_FEATURE", 0)
     monkeypatch.setattr(Room, "n_entries", lambda *_: 1)  # each shard is counted by itself
-    monkeypatch.setattr(Room, "n_pieces", lambda *_: 3)
+    monkeypatch.setattr(Room, "n_at_once", lambda _, n: n // 3)
     monkeypatch.setattr(Room, "n_rows", lambda _: 9)
     sae_core.gather([text], out=tmp_path / "tight", memory=taken_memory() * 2, **common)
     assert shell.digests(tmp_path / "tight") == shell.digests(tmp_path / "ample")

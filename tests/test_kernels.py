@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from circuits.given import indexed
-from circuits.kernels import Firings, Index, add_left, add_shares, current_states
+from circuits.kernels import Index, add_left, add_shares, current_states
 from sae_core import counting, kernels, pair_counts, pair_loops, row_loops
 
 if TYPE_CHECKING:
@@ -289,33 +289,38 @@ def test_a_row_with_a_value_that_is_no_number_is_marked(at: int) -> None:
     assert np.flatnonzero(counts == row_loops.NOT_A_NUMBER).tolist() == [7]
 
 
-def firings_of(tokens: TokenTable) -> Firings:
-    joined = np.array([naive.joined(tokens, p, 1) for p in range(len(tokens.doc_ids))])
-    return Firings(tokens.indptr, tokens.features, tokens.promotions, tokens.token_ids, joined)
+def columns_of(tokens: TokenTable) -> tuple[kernels.Stream, np.ndarray, np.ndarray]:
+    stream = counting.stream_of(tokens.indptr, tokens.features, tokens.doc_ids, tokens.window_ids)
+    return stream, tokens.promotions, tokens.token_ids
+
+
+def followed(tokens: TokenTable) -> np.ndarray:
+    return np.array([naive.joined(tokens, p, 1) for p in range(len(tokens.doc_ids))])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_firings_give_equals_its_plain_twin(seed: int) -> None:
     tokens = naive.random_tokens(seed)
     tokens.promotions[::9] = -20.0
-    firings = firings_of(tokens)
+    columns = columns_of(tokens)
     every = pl.DataFrame([(i, v) for i in range(7) for v in range(5)], orient="row")
     index = indexed(every, 7)
     norms = np.random.default_rng(seed).uniform(0.5, 2, 35)
     left, shares = np.zeros((2, 35), np.int64), np.zeros((2, 35), np.int64)
-    add_left(firings, index, left)
-    add_shares(firings, index, norms, index, shares)
+    add_left(*columns, index, left)
+    add_shares(*columns, index, norms, index, shares)
     expected = naive.given(tokens, dict(zip(every.rows(), norms.tolist(), strict=True)))
     for found, sums in zip((left, shares), expected, strict=True):
         assert found[1].tolist() == [sums[row] for row in every.rows()]
-        assert found[0].sum() == np.diff(tokens.indptr)[firings.joined].sum()
+        assert found[0].sum() == np.diff(tokens.indptr)[followed(tokens)].sum()
 
 
 def test_firings_on_pairs_without_a_row_are_left_out() -> None:
     tokens = naive.random_tokens(0)
-    firings, left = firings_of(tokens), np.zeros((2, 1), np.int64)
-    add_left(firings, Index(np.array([0, 0, 1, 1, 1, 1, 1, 1]), np.array([3], np.uint32)), left)
-    rows = np.flatnonzero(firings.joined & (tokens.token_ids == 3))
+    left = np.zeros((2, 1), np.int64)
+    index = Index(np.array([0, 0, 1, 1, 1, 1, 1, 1]), np.array([3], np.uint32))
+    add_left(*columns_of(tokens), index, left)
+    rows = np.flatnonzero(followed(tokens) & (tokens.token_ids == 3))
     assert left[0, 0] == sum(1 in naive.active(tokens, p) for p in rows) > 0
 
 

@@ -326,3 +326,21 @@ def test_sums_that_are_cut_or_of_other_sizes_are_not_added_up(tmp_path: Path) ->
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(StoreError, match=r"transitions\.parquet is not a whole Parquet file"):
         add_up([tmp_path / "a"], tmp_path / "out")
+
+
+def test_sums_whose_rows_are_in_another_order_are_added_up_all_the_same(tmp_path: Path) -> None:
+    parts = [counted(seed)[1] for seed in (0, 1)]
+    for name, part in zip("ab", parts, strict=True):
+        save(part, tmp_path / name)
+    file = tmp_path / "a" / "transitions.parquet"
+    pl.read_parquet(file).reverse().write_parquet(file)
+    add_up([tmp_path / "a", tmp_path / "b"], tmp_path / "found", n_rows=5)
+    assert_same(load(tmp_path / "found"), merge(parts))
+
+
+def test_sums_of_a_feature_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    save(counted(0)[1], tmp_path / "a")
+    file = tmp_path / "a" / "transitions.parquet"
+    pl.read_parquet(file).with_columns(pl.col("source") + D_SAE).write_parquet(file)
+    with pytest.raises(StoreError, match=rf"holds the feature \d+ of {D_SAE}; gather again"):
+        add_up([tmp_path / "a"], tmp_path / "out")
