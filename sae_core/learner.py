@@ -8,7 +8,8 @@
    features that fired; the gradient along each decoder row is removed before, and the rows have
    unit norm again after.
 4. Features that have been silent for long learn, on some rows of each batch, to reconstruct what is
-   missing (the auxiliary loss), so that they come back to life; `l1` resamples them instead.
+   missing (the auxiliary loss), so that they come back to life, with Adam's memory of it wiped;
+   `l1` resamples them instead.
 
 Sources: Bricken et al. 2023 (b_dec, unit rows, resampling); Gao et al. 2024, section A.2.
 """
@@ -121,8 +122,10 @@ class Learner:
             rate: share of the full learning rate.
         """
         x, active, missed, fvu = self._seen
-        fired = torch.bincount(active.ids[active.acts > 0], minlength=len(self.silent))
-        self.silent = torch.where(fired > 0, 0, self.silent + len(x))
+        fires = torch.bincount(active.ids[active.acts > 0], minlength=len(self.silent)) > 0
+        if self.uses_aid:  # its slopes, of another size, would hold the feature back for long
+            self.engine.forget((fires & self._idle()).nonzero()[:, 0])
+        self.silent = torch.where(fires, 0, self.silent + len(x))
         aid = self._aid(x, missed, float(fvu)) if self.uses_aid else None
         config = self.config
         rates = Rates(config.lr * rate, config.beta1, KEEP_V, 2 / len(x), number)
@@ -157,9 +160,7 @@ class Learner:
         norms = engine.enc[alive].norm(dim=1)
         size = self.objective.newborn * (norms.mean() if len(norms) else torch.ones(()))
         engine.dec[dead], engine.enc[dead], engine.b_enc[dead] = unit, unit * size, 0.0
-        for moments in (*engine.m, *engine.v):
-            moments[dead] = 0
-        engine.n_moves[dead] = 0
+        engine.forget(dead)
         self.silent[dead] = 0
         engine.weights_changed()
         return len(dead)
@@ -195,7 +196,7 @@ class Learner:
         nearest to firing take part, half of them at most, with values below 0 too: most silent
         features never rise above 0, and would learn nothing.
         """
-        idle = (self.silent > self.config.dead_after).nonzero()[:, 0]
+        idle = self._idle().nonzero()[:, 0]
         if len(idle) == 0 or fvu <= LEAST:
             return None
         n = max(1, len(x) // AUX_ROWS)
@@ -211,6 +212,9 @@ class Learner:
         return Aid(
             Active(indptr, idle[at].flatten().int(), values.flatten()), miss, slopes.flatten()
         )
+
+    def _idle(self) -> Tensor:
+        return self.silent > self.config.dead_after
 
     def _move_b_dec(self, active: Active, missed: Missed, rates: Rates) -> None:
         by_feature = torch.zeros_like(self.engine.b_enc).index_add_(0, active.ids, missed.slopes)

@@ -62,6 +62,12 @@ class TorchEngine:
     def weights_changed(self) -> None:
         """Be told that weights were changed from outside."""
 
+    def forget(self, features: Tensor) -> None:
+        """Let Adam start anew with some features."""
+        for moments in (*self.m, *self.v):
+            moments[features] = 0
+        self.n_moves[features] = 0
+
     def centre(self, x: Tensor, scale: float, b_dec: Tensor) -> tuple[Tensor, Tensor]:
         """Give scale x - b_dec, and the sum of its rows' squared distances from their mean."""
         centred = x * scale - b_dec

@@ -12,7 +12,7 @@ from sae_core import activations
 from sae_core.errors import SaeError
 from sae_core.learner import Learner
 from sae_core.train_sae import train_sae
-from sae_core.train_settings import VARIANTS, TrainSaeConfig
+from sae_core.train_settings import UNAIDED, VARIANTS, TrainSaeConfig
 
 D_IN, N_PLANTED, D_SAE = 16, 12, 24
 CPU = torch.device("cpu")
@@ -99,6 +99,25 @@ def test_a_higher_cost_leaves_fewer_features() -> None:
         ]
         assert found == sorted(found, reverse=True), (variant, found)
         assert found[2] < 0.7 * found[0]
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in UNAIDED])
+def test_a_feature_that_comes_back_to_life_learns_as_if_it_were_new(variant: str) -> None:
+    x = torch.from_numpy(planted(256)[0])
+    learner = Learner(config(variant), x, CPU)
+    learner.look(x)
+    learner.learn(1, 1.0)
+    back, stays = learner.silent.eq(0).nonzero()[:2, 0].tolist()
+    learner.silent[back] = learner.config.dead_after + 1
+    for moments in learner.engine.v:
+        moments[[back, stays]] = 1e6  # with which nothing moves
+    before = learner.engine.enc.clone()
+    learner.look(x)
+    learner.learn(2, 1.0)
+    moves = (learner.engine.enc - before).abs().max(dim=1).values
+    assert learner.silent[back] == learner.silent[stays] == 0
+    assert float(moves[back]) == pytest.approx(learner.config.lr, rel=0.01)
+    assert float(moves[stays]) < 0.01 * learner.config.lr
 
 
 def test_dead_features_start_anew_as_the_paper_says() -> None:
