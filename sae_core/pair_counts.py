@@ -4,8 +4,8 @@
    is counted by bytes (see `pair_loops`); the features of all other groups are rare.
 2. Each thread packs a part of the text: the rare features of each token, and their places.
 3. Each group is a job in each direction: from the group to all, and from rare features to it.
-4. Rare sources are counted a row at a time, in ranges of about equal work, into pieces.
-5. The sizes of all rows are known now: the pieces are copied to their places, and dropped.
+4. The targets of rare sources are only told apart at first, so that the sizes of all rows are known.
+5. Rare sources are counted a row at a time, in ranges of about equal work, into the table itself.
 
 Each job owns what it writes, so the counts do not depend on the number of threads.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,31 +22,27 @@ import numpy as np
 from scipy import sparse
 
 from sae_core import pair_loops
-from sae_core.pair_loops import GROUP, Counters, Rare, Text
+from sae_core.pair_loops import GROUP, Counters, Rare, Sources, Text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FIRES_A_TOKEN = 1.5  # of a group that is counted by bytes; below, single pairs are faster
 ROW_PAIRS = 4  # a row of d_sae / ROW_PAIRS pairs or more is looked through whole
-PIECE = 1 << 22  # entries of a piece; memory of 16 MB, in large pages
 RANGES = 8  # of sources for each core; the last ones to end keep no core waiting for long
 
 
-class Piece(NamedTuple):
-    """The rows of some rare sources, one after the other."""
+class Table(NamedTuple):
+    """A sparse table in compressed rows, as scipy takes it."""
 
-    begin: int
-    """The first source."""
+    data: NDArray[np.int64]
+    """(m,) counts, > 0."""
 
-    end: int
-    """One past the last source."""
+    indices: NDArray[Any]
+    """(m,) targets, ascending in each row."""
 
-    targets: NDArray[np.uint32]
-    """(m,) ascending in each row."""
-
-    sums: NDArray[Any]
-    """(m,) their counts, > 0."""
+    indptr: NDArray[Any]
+    """(d_sae + 1,) start of each source's row."""
 
 
 def count_pairs(
@@ -90,9 +87,17 @@ def count_pairs(
             for k, counts in enumerate(from_groups)
         ]
         _wait(before)
-        pieces, sizes = _rare_rows(pool, rare, frequent, to_groups, len(joined))
+        sources = Sources(rare, frequent, to_groups)
+        ranges, sizes = _ranges(rare, len(joined)), np.zeros(d_sae, np.int64)
+        _wait([pool.submit(pair_loops.size_rare_sources, *at, sources, sizes) for at in ranges])
         _wait(beside)
-        return _placed(pool, rare, frequent, from_groups, pieces, sizes)
+        groups = [frequent[at : at + GROUP] for at in range(0, len(frequent), GROUP)]
+        for group, counts in zip(groups, from_groups, strict=True):
+            sizes[group] = np.count_nonzero(counts, axis=0)[: len(group)]
+        table = _room(sizes)
+        _wait([pool.submit(_fill_rare, at, sources, len(joined), table) for at in ranges])
+        list(pool.map(partial(_fill_group, table), groups, from_groups))
+    return sparse.csr_array(table, shape=(d_sae, d_sae))
 
 
 def _wait(jobs: list[Future[None]]) -> None:
@@ -163,69 +168,41 @@ def _counters(counts: NDArray[np.uint32]) -> Counters:
     )
 
 
-def _rare_rows(
-    pool: ThreadPoolExecutor,
-    rare: Rare,
-    frequent: NDArray[np.uint32],
-    to_groups: NDArray[np.uint32],
-    n_tokens: int,
-) -> tuple[list[Piece], NDArray[np.int64]]:
-    """Count the rows of rare sources; give them in pieces, and the size of each row."""
-    d_sae = len(rare.starts) - 1
+def _row_length(rare: Rare, n_tokens: int) -> float:
+    """Give the mean number of rare features of a token, at least 1."""
+    return max(1.0, float(rare.starts[-1]) / max(1, n_tokens))
+
+
+def _ranges(rare: Rare, n_tokens: int) -> list[tuple[int, int]]:
+    """Cut the sources into ranges of about equal work."""
     n_places = np.diff(rare.starts)
-    row_length = max(1.0, rare.starts[-1] / max(1, n_tokens))
-    n_for_all = int(d_sae / ROW_PAIRS / row_length) + 1
-    sizes = np.zeros(d_sae, np.int64)
-    small = np.uint16 if n_places.max(initial=0) < 1 << 16 else np.uint32  # no count is larger
-
-    def count(begin: int, end: int) -> list[Piece]:
-        state, pieces = np.array([begin, 0, end]), []
-        while state[0] < end:
-            first, most = int(state[0]), int(end - state[0]) * d_sae
-            size = min(max(PIECE, d_sae), most) + 1
-            targets, sums = np.empty(size, np.uint32), np.empty(size, small)
-            pair_loops.fill_rare_sources(
-                rare, frequent, to_groups, n_for_all, state, sizes, targets, sums
-            )
-            n = int(state[1])
-            pieces.append(Piece(first, int(state[0]), targets[:n], sums[:n]))
-        return pieces
-
-    work = np.cumsum(n_places * (row_length + 4) + np.minimum(n_places, 1) * d_sae / 64)
+    d_sae = len(n_places)
+    length = _row_length(rare, n_tokens)
+    work = np.cumsum(n_places * (length + 4) + np.minimum(n_places, 1) * d_sae / 64)
     n_ranges = RANGES * (os.cpu_count() or 1)
     inner = np.searchsorted(work, np.arange(1, n_ranges) / n_ranges * work[-1])
-    edges = [0, *inner.tolist(), d_sae]
-    found = pool.map(count, edges[:-1], edges[1:])
-    return [piece for pieces in found for piece in pieces], sizes
+    return list(pairwise([0, *inner.tolist(), d_sae]))
 
 
-def _placed(  # noqa: PLR0917 - the one place where all parts meet
-    pool: ThreadPoolExecutor,
-    rare: Rare,
-    frequent: NDArray[np.uint32],
-    from_groups: NDArray[np.uint32],
-    pieces: list[Piece],
-    sizes: NDArray[np.int64],
-) -> sparse.csr_array:
-    """Join the rows of all sources to one table; a piece is dropped when it is copied."""
-    d_sae = len(sizes)
-    groups = [frequent[at : at + GROUP] for at in range(0, len(frequent), GROUP)]
-    found = np.zeros((len(groups), GROUP), np.int64)
-    list(pool.map(pair_loops.count_targets, from_groups, found))
-    sizes[frequent] = found.ravel()[: len(frequent)]
-    n = int(sizes.sum())
+def _room(sizes: NDArray[np.int64]) -> Table:
+    """Give a table whose rows have these sizes."""
+    n, d_sae = int(sizes.sum()), len(sizes)
     index = np.int32 if max(n, d_sae) < 1 << 31 else np.int64
     indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(index)
-    indices, data = np.empty(n, index), np.empty(n, np.int64)
+    return Table(np.empty(n, np.int64), np.empty(n, index), indptr)
 
-    def place_group(counts: NDArray[np.uint32], group: NDArray[np.uint32]) -> None:
-        pair_loops.place_group(counts, indptr[group].astype(np.int64), indices, data)
 
-    def place_piece(k: int) -> None:
-        begin, end, targets, sums = pieces[k]
-        pieces[k] = Piece(begin, end, targets[:0].copy(), sums[:0].copy())
-        pair_loops.place_rows(begin, end, rare.starts, indptr, targets, sums, indices, data)
+def _fill_rare(at: tuple[int, int], sources: Sources, n_tokens: int, table: Table) -> None:
+    """Write the rows of a range of rare sources."""
+    rare, d_sae = sources.rare, len(table.indptr) - 1
+    most = np.diff(rare.starts[at[0] : at[1] + 1]).max(initial=0)  # no count is larger
+    row = np.zeros(d_sae, np.uint16 if most < 1 << 16 else np.uint32)
+    n_for_all = int(d_sae / ROW_PAIRS / _row_length(rare, n_tokens)) + 1
+    arrays = table.indptr, table.indices, table.data
+    pair_loops.fill_rare_sources(*at, sources, n_for_all, row, *arrays)
 
-    list(pool.map(place_piece, range(len(pieces))))
-    list(pool.map(place_group, from_groups, groups))
-    return sparse.csr_array((data, indices, indptr), shape=(d_sae, d_sae))
+
+def _fill_group(table: Table, group: NDArray[np.uint32], counts: NDArray[np.uint32]) -> None:
+    """Write the rows of a group of frequent sources."""
+    cursor = table.indptr[group].astype(np.int64)
+    pair_loops.place_group(counts, cursor, table.indices, table.data)

@@ -29,7 +29,7 @@ AHEAD = 128  # rows that are read ahead; they stay in the nearest cache
 WORD = np.uint64(64)
 ONE = np.uint64(1)
 PRIME = np.uint64(67)  # the powers of 2 below 2^64 leave different remainders
-BIT_OF = np.zeros(67, np.uint64)
+BIT_OF = np.zeros(67, np.int64)
 BIT_OF[[(1 << bit) % 67 for bit in range(64)]] = np.arange(64)
 
 
@@ -61,6 +61,19 @@ class Rare(NamedTuple):
     following: NDArray[Any]
     """(m,) for each place of a feature, in the order of the text: where in `rows` the next token's
     row is; 0 at the end of a document."""
+
+
+class Sources(NamedTuple):
+    """What the rows of rare sources are made of."""
+
+    rare: Rare
+    """The rare features, by token and by feature."""
+
+    frequent: NDArray[np.uint32]
+    """Ids of the frequent features, the most frequent first."""
+
+    to_frequent: NDArray[np.uint32]
+    """(n_groups, d_sae, GROUP) what count_to_group gave for the frequent features."""
 
 
 class Counters(NamedTuple):
@@ -230,87 +243,106 @@ def _touch_rare(
 
 
 @compiled
-def _write_all(at: int, row: NDArray[Any], targets: NDArray[np.uint32], sums: NDArray[Any]) -> int:
-    """Append the counters of row that are not 0, clear it, and give where the next row goes."""
-    for j in range(len(row)):
-        targets[at] = j
-        sums[at] = row[j]
-        at += row[j] > 0
-    row[:] = 0
-    return at
-
-
-@compiled
-def _write_touched(
-    at: int,
-    row: NDArray[Any],
-    touched: NDArray[np.uint64],
-    targets: NDArray[np.uint32],
-    sums: NDArray[Any],
-) -> int:
-    """Do what _write_all does where only counters with a bit in touched are not 0."""
-    for word in range(len(touched)):
-        bits = touched[word]
-        while bits != 0:
-            j = np.uint64(word) * WORD + BIT_OF[(bits & (~bits + ONE)) % PRIME]
-            targets[at] = j
-            sums[at] = row[j]
-            row[j] = 0
-            at += 1
-            bits &= bits - ONE
-        touched[word] = 0
-    return at
+def size_rare_sources(begin: int, end: int, sources: Sources, sizes: NDArray[np.int64]) -> None:
+    """Fill sizes[begin:end] with the number of features that follow each rare source."""
+    rare = sources.rare
+    touched = np.zeros((len(sizes) + 63) // 64, np.uint64)
+    ends = np.zeros(AHEAD, np.int64)
+    for i in range(begin, end):
+        if rare.starts[i] == rare.starts[i + 1]:
+            continue
+        n = 0
+        for place in range(len(sources.frequent)):
+            n += sources.to_frequent[place // GROUP, i, place % GROUP] > 0
+        for first in range(rare.starts[i], rare.starts[i + 1], AHEAD):
+            last = min(first + AHEAD, rare.starts[i + 1])
+            _find_ends(first, last, rare, ends)
+            for k in range(first, last):
+                for entry in range(np.int64(rare.following[k]) + 1, ends[k - first]):
+                    j = np.uint64(rare.rows[entry])
+                    bit = ONE << (j % WORD)
+                    n += (touched[j // WORD] & bit) == 0
+                    touched[j // WORD] |= bit
+        touched[:] = 0
+        sizes[i] = n
 
 
 @compiled
 def fill_rare_sources(  # noqa: PLR0917 - a compiled loop takes arrays by position
-    rare: Rare,
-    frequent: NDArray[np.uint32],
-    to_frequent: NDArray[np.uint32],
+    begin: int,
+    end: int,
+    sources: Sources,
     n_for_all: int,
-    state: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    targets: NDArray[np.uint32],
-    sums: NDArray[Any],
+    row: NDArray[Any],
+    indptr: NDArray[Any],
+    indices: NDArray[Any],
+    data: NDArray[np.int64],
 ) -> None:
-    """Write the targets and counts of rare sources, sorted, and how many there are to sizes.
+    """Write the targets and counts of rare sources begin..end - 1, sorted, where indptr says.
 
-    `to_frequent` (n_groups, d_sae, GROUP) is what count_to_group gave for the features `frequent`.
-    A source with n_for_all places or more has its whole row looked through. `state` as in
-    kernels.fill_transitions; the arrays end with room for one entry more than is written.
+    A source with n_for_all places or more has its whole row looked through. `row` (d_sae,) is room
+    for counters, all 0.
     """
-    d_sae = len(rare.starts) - 1
-    row = np.zeros(d_sae, sums.dtype)
-    touched = np.zeros((d_sae + 63) // 64, np.uint64)
+    rare, n_words = sources.rare, (len(row) + 63) // 64
+    touched, words = np.zeros(n_words, np.uint64), np.zeros(n_words, np.int64)
     ends = np.zeros(AHEAD, np.int64)
-    at = 0
-    while state[0] < state[2] and at + d_sae < len(targets):
-        i = state[0]
+    for i in range(begin, end):
         n_places = rare.starts[i + 1] - rare.starts[i]
-        begin = at
-        if n_places > 0:
-            for place in range(len(frequent)):
-                j = np.uint64(frequent[place])
-                row[j] = to_frequent[place // GROUP, i, place % GROUP]
-                if row[j] > 0 and n_places < n_for_all:
-                    touched[j // WORD] |= ONE << (j % WORD)
-            if n_places < n_for_all:
-                _touch_rare(i, rare, row, touched, ends)
-                at = _write_touched(at, row, touched, targets, sums)
-            else:
-                _add_rare(i, rare, row, ends)
-                at = _write_all(at, row, targets, sums)
-            sizes[i] = at - begin
-        state[0] += 1
-    state[1] = at
+        if n_places == 0:
+            continue
+        for place in range(len(sources.frequent)):
+            j = np.uint64(sources.frequent[place])
+            row[j] = sources.to_frequent[place // GROUP, i, place % GROUP]
+            if row[j] > 0 and n_places < n_for_all:
+                touched[j // WORD] |= ONE << (j % WORD)
+        at = int(indptr[i])
+        if n_places < n_for_all:
+            _touch_rare(i, rare, row, touched, ends)
+            _write_touched(at, row, touched, words, indices, data)
+        else:
+            _add_rare(i, rare, row, ends)
+            _write_all(at, int(indptr[i + 1]), row, indices, data)
 
 
 @compiled
-def count_targets(counts: NDArray[np.uint32], sizes: NDArray[np.int64]) -> None:
-    """Add to sizes (GROUP,) how many rows of counts (d_sae, GROUP) are not 0, by column."""
-    for j in range(len(counts)):
-        for place in range(GROUP):
-            sizes[place] += counts[j, place] > 0
+def _write_all(
+    at: int, end: int, row: NDArray[Any], indices: NDArray[Any], data: NDArray[np.int64]
+) -> None:
+    """Write the end - at counters of row that are not 0, and clear it."""
+    j = 0
+    while at < end:
+        indices[at] = j
+        data[at] = row[j]
+        at += row[j] > 0  # no branch: it could not be predicted
+        j += 1
+    row[:] = 0
+
+
+@compiled
+def _write_touched(  # noqa: PLR0917 - a compiled loop takes arrays by position
+    at: int,
+    row: NDArray[Any],
+    touched: NDArray[np.uint64],
+    words: NDArray[np.int64],
+    indices: NDArray[Any],
+    data: NDArray[np.int64],
+) -> None:
+    """Do what _write_all does where only counters with a bit in touched are not 0."""
+    n = 0
+    for word in range(len(touched)):
+        words[n] = word
+        n += touched[word] != 0  # no branch: it could not be predicted
+    for k in range(n):
+        word = words[k]
+        bits = touched[word]
+        touched[word] = 0
+        while bits != 0:
+            j = word * 64 + BIT_OF[(bits & (~bits + ONE)) % PRIME]
+            indices[at] = j
+            data[at] = row[j]
+            row[j] = 0
+            at += 1
+            bits &= bits - ONE
 
 
 @compiled
@@ -327,27 +359,3 @@ def place_group(
                 indices[cursor[place]] = j
                 data[cursor[place]] = counts[j, place]
                 cursor[place] += 1
-
-
-@compiled
-def place_rows(  # noqa: PLR0917 - a compiled loop takes arrays by position
-    begin: int,
-    end: int,
-    starts: NDArray[np.int64],
-    indptr: NDArray[Any],
-    targets: NDArray[np.uint32],
-    sums: NDArray[Any],
-    indices: NDArray[Any],
-    data: NDArray[np.int64],
-) -> None:
-    """Copy the rows of rare sources begin..end - 1, which follow each other, to where they belong."""
-    at = 0
-    for i in range(begin, end):
-        if starts[i] < starts[i + 1]:
-            to = indptr[i]
-            n = indptr[i + 1] - to
-            for k in range(n):
-                indices[to + k] = targets[at + k]
-            for k in range(n):
-                data[to + k] = sums[at + k]
-            at += n

@@ -41,7 +41,6 @@ def test_pairs_of_frequent_and_of_rare_features_equal_their_plain_twin(
 ) -> None:
     monkeypatch.setattr(pair_counts, "FIRES_A_TOKEN", fires_a_token)
     monkeypatch.setattr(pair_counts, "ROW_PAIRS", row_pairs)
-    monkeypatch.setattr(pair_counts, "PIECE", 150 * 4)
     tokens = naive.random_tokens(5, n=120, d_sae=150)
     expected = naive.pair_counts(tokens, 150)
     found = counting.transition_counts(tokens.indptr, tokens.features, tokens.doc_ids, 150)
@@ -128,29 +127,16 @@ def test_pairs_with_a_group_equal_their_plain_twin(seed: int) -> None:
     assert not following.counts[:, 7:].any()
 
 
-def test_firings_and_targets_are_counted_and_placed() -> None:
+def test_firings_are_counted_and_groups_are_placed() -> None:
     n_fires = np.zeros(3, np.int64)
     pair_loops.count_firings(np.array([2, 0, 2], np.uint32), n_fires)
     assert n_fires.tolist() == [1, 0, 2]
     counts = np.zeros((3, pair_loops.GROUP), np.uint32)
     counts[:, :2] = [[5, 0], [0, 6], [7, 8]]
-    sizes = np.zeros(pair_loops.GROUP, np.int64)
-    pair_loops.count_targets(counts, sizes)
-    assert sizes[:3].tolist() == [2, 2, 0]
     indices, data = np.zeros(5, np.int32), np.zeros(5, np.int64)
     pair_loops.place_group(counts, np.array([3, 1]), indices, data)
-    pair_loops.place_rows(
-        0,
-        2,
-        np.array([0, 4, 4]),
-        np.array([0, 1, 1]),
-        np.array([2], np.uint32),
-        np.array([9], np.uint16),
-        indices,
-        data,
-    )
-    assert indices.tolist() == [2, 1, 2, 0, 2]
-    assert data.tolist() == [9, 6, 8, 5, 7]
+    assert indices.tolist() == [0, 1, 2, 0, 2]
+    assert data.tolist() == [0, 6, 8, 5, 7]
 
 
 def test_no_pair_crosses_a_document() -> None:
