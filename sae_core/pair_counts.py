@@ -4,8 +4,10 @@
    is counted by bytes (see `pair_loops`); the features of all other groups are rare.
 2. Each thread packs a part of the text: the rare features of each token, and their places.
 3. Each group is a job in each direction: from the group to all, and from rare features to it.
-4. The targets of rare sources are only told apart at first, so that the sizes of all rows are known.
-5. Rare sources are counted a row at a time, in ranges of about equal work, into the table itself.
+4. Long rows of rare sources are counted; of short ones the targets are only told apart, so that the
+   sizes of all rows are known.
+5. Short rows are counted straight into the table, in ranges of about equal work, and long ones are
+   copied.
 
 Each job owns what it writes, so the counts do not depend on the number of threads.
 """
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FIRES_A_TOKEN = 1.5  # of a group that is counted by bytes; below, single pairs are faster
-ROW_PAIRS = 4  # a row of d_sae / ROW_PAIRS pairs or more is looked through whole
+ROW_PAIRS = 4  # a row of d_sae / ROW_PAIRS pairs or more is long
+WHOLE_BYTES = 1 << 27  # of the counters of long rows; with more of them they are short ones too
 RANGES = 8  # of sources for each core; the last ones to end keep no core waiting for long
 
 
@@ -87,7 +90,8 @@ def count_pairs(
             for k, counts in enumerate(from_groups)
         ]
         _wait(before)
-        sources = Sources(rare, frequent, to_groups)
+        whole = _whole_rows(rare, len(joined))
+        sources = Sources(rare, frequent, to_groups, *whole)
         ranges, sizes = _ranges(rare, len(joined)), np.zeros(d_sae, np.int64)
         _wait([pool.submit(pair_loops.size_rare_sources, *at, sources, sizes) for at in ranges])
         _wait(beside)
@@ -95,7 +99,8 @@ def count_pairs(
         for group, counts in zip(groups, from_groups, strict=True):
             sizes[group] = np.count_nonzero(counts, axis=0)[: len(group)]
         table = _room(sizes)
-        _wait([pool.submit(_fill_rare, at, sources, len(joined), table) for at in ranges])
+        arrays = table.indptr, table.indices, table.data
+        _wait([pool.submit(pair_loops.fill_rare_sources, *at, sources, *arrays) for at in ranges])
         list(pool.map(partial(_fill_group, table), groups, from_groups))
     return sparse.csr_array(table, shape=(d_sae, d_sae))
 
@@ -173,6 +178,18 @@ def _row_length(rare: Rare, n_tokens: int) -> float:
     return max(1.0, float(rare.starts[-1]) / max(1, n_tokens))
 
 
+def _whole_rows(rare: Rare, n_tokens: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Give room for the counters of sources with long rows, and which row is whose."""
+    n_places = np.diff(rare.starts)
+    d_sae = len(n_places)
+    small = np.uint16 if n_places.max(initial=0) < 1 << 16 else np.uint32  # no count is larger
+    is_long = n_places * _row_length(rare, n_tokens) * ROW_PAIRS > d_sae
+    if is_long.sum() * d_sae * np.dtype(small).itemsize > WHOLE_BYTES:
+        is_long[:] = False
+    whole_at = np.where(is_long, np.cumsum(is_long) - 1, -1)
+    return np.zeros((is_long.sum(), d_sae), small), whole_at
+
+
 def _ranges(rare: Rare, n_tokens: int) -> list[tuple[int, int]]:
     """Cut the sources into ranges of about equal work."""
     n_places = np.diff(rare.starts)
@@ -190,16 +207,6 @@ def _room(sizes: NDArray[np.int64]) -> Table:
     index = np.int32 if max(n, d_sae) < 1 << 31 else np.int64
     indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(index)
     return Table(np.empty(n, np.int64), np.empty(n, index), indptr)
-
-
-def _fill_rare(at: tuple[int, int], sources: Sources, n_tokens: int, table: Table) -> None:
-    """Write the rows of a range of rare sources."""
-    rare, d_sae = sources.rare, len(table.indptr) - 1
-    most = np.diff(rare.starts[at[0] : at[1] + 1]).max(initial=0)  # no count is larger
-    row = np.zeros(d_sae, np.uint16 if most < 1 << 16 else np.uint32)
-    n_for_all = int(d_sae / ROW_PAIRS / _row_length(rare, n_tokens)) + 1
-    arrays = table.indptr, table.indices, table.data
-    pair_loops.fill_rare_sources(*at, sources, n_for_all, row, *arrays)
 
 
 def _fill_group(table: Table, group: NDArray[np.uint32], counts: NDArray[np.uint32]) -> None:

@@ -75,6 +75,12 @@ class Sources(NamedTuple):
     to_frequent: NDArray[np.uint32]
     """(n_groups, d_sae, GROUP) what count_to_group gave for the frequent features."""
 
+    whole: NDArray[Any]
+    """(n, d_sae) room for the counters of sources with long rows, all 0."""
+
+    whole_at: NDArray[np.int64]
+    """(d_sae,) which row of `whole` is a source's; -1 of one that has none there."""
+
 
 class Counters(NamedTuple):
     """How often each feature came beside each feature of a group."""
@@ -205,11 +211,16 @@ def count_to_group(text: Text, group: int, rare: Rare, counters: Counters) -> No
 def _find_ends(first: int, last: int, rare: Rare, ends: NDArray[np.int64]) -> None:
     """Fill ends[k - first] with where the row of place k ends.
 
-    These reads do not wait for each other, and bring the rows near; additions would wait.
+    These reads do not wait for each other, and bring both ends of the rows near; additions would
+    wait.
     """
+    far = np.int64(0)
     for k in range(first, last):
         at = np.int64(rare.following[k])
         ends[k - first] = at + 1 + np.int64(rare.rows[at])
+    for k in range(last - first):
+        far |= np.int64(rare.rows[ends[k] - 1])
+    ends[AHEAD] = far
 
 
 @compiled
@@ -244,27 +255,50 @@ def _touch_rare(
 
 @compiled
 def size_rare_sources(begin: int, end: int, sources: Sources, sizes: NDArray[np.int64]) -> None:
-    """Fill sizes[begin:end] with the number of features that follow each rare source."""
-    rare = sources.rare
+    """Fill sizes[begin:end] with the number of features that follow each rare source.
+
+    Long rows are counted for good; of the others the features are only told apart.
+    """
     touched = np.zeros((len(sizes) + 63) // 64, np.uint64)
-    ends = np.zeros(AHEAD, np.int64)
+    ends = np.zeros(AHEAD + 1, np.int64)
     for i in range(begin, end):
-        if rare.starts[i] == rare.starts[i + 1]:
-            continue
-        n = 0
-        for place in range(len(sources.frequent)):
-            n += sources.to_frequent[place // GROUP, i, place % GROUP] > 0
-        for first in range(rare.starts[i], rare.starts[i + 1], AHEAD):
-            last = min(first + AHEAD, rare.starts[i + 1])
-            _find_ends(first, last, rare, ends)
-            for k in range(first, last):
-                for entry in range(np.int64(rare.following[k]) + 1, ends[k - first]):
-                    j = np.uint64(rare.rows[entry])
-                    bit = ONE << (j % WORD)
-                    n += (touched[j // WORD] & bit) == 0
-                    touched[j // WORD] |= bit
-        touched[:] = 0
-        sizes[i] = n
+        if sources.rare.starts[i] < sources.rare.starts[i + 1]:
+            if sources.whole_at[i] >= 0:
+                row = sources.whole[sources.whole_at[i]]
+                _set_frequent(i, sources, row)
+                _add_rare(i, sources.rare, row, ends)
+                sizes[i] = (row > 0).sum()
+            else:
+                sizes[i] = _count_apart(i, sources, touched, ends)
+
+
+@compiled
+def _set_frequent(i: int, sources: Sources, row: NDArray[Any]) -> None:
+    """Set the counters of frequent features in row (d_sae,)."""
+    for place in range(len(sources.frequent)):
+        count = sources.to_frequent[place // GROUP, i, place % GROUP]
+        row[sources.frequent[place]] = count
+
+
+@compiled
+def _count_apart(
+    i: int, sources: Sources, touched: NDArray[np.uint64], ends: NDArray[np.int64]
+) -> int:
+    """Give how many features follow source i; touched is all 0, before and after."""
+    rare, n = sources.rare, 0
+    for place in range(len(sources.frequent)):
+        n += sources.to_frequent[place // GROUP, i, place % GROUP] > 0
+    for first in range(rare.starts[i], rare.starts[i + 1], AHEAD):
+        last = min(first + AHEAD, rare.starts[i + 1])
+        _find_ends(first, last, rare, ends)
+        for k in range(first, last):
+            for entry in range(np.int64(rare.following[k]) + 1, ends[k - first]):
+                j = np.uint64(rare.rows[entry])
+                bit = ONE << (j % WORD)
+                n += (touched[j // WORD] & bit) == 0
+                touched[j // WORD] |= bit
+    touched[:] = 0
+    return n
 
 
 @compiled
@@ -272,50 +306,42 @@ def fill_rare_sources(  # noqa: PLR0917 - a compiled loop takes arrays by positi
     begin: int,
     end: int,
     sources: Sources,
-    n_for_all: int,
-    row: NDArray[Any],
     indptr: NDArray[Any],
     indices: NDArray[Any],
     data: NDArray[np.int64],
 ) -> None:
-    """Write the targets and counts of rare sources begin..end - 1, sorted, where indptr says.
-
-    A source with n_for_all places or more has its whole row looked through. `row` (d_sae,) is room
-    for counters, all 0.
-    """
-    rare, n_words = sources.rare, (len(row) + 63) // 64
+    """Write the targets and counts of rare sources begin..end - 1, sorted, where indptr says."""
+    rare, d_sae = sources.rare, len(sources.whole_at)
+    n_words = (d_sae + 63) // 64
+    row = np.zeros(d_sae, sources.whole.dtype)
     touched, words = np.zeros(n_words, np.uint64), np.zeros(n_words, np.int64)
-    ends = np.zeros(AHEAD, np.int64)
+    ends = np.zeros(AHEAD + 1, np.int64)
     for i in range(begin, end):
-        n_places = rare.starts[i + 1] - rare.starts[i]
-        if n_places == 0:
+        at = int(indptr[i])
+        if rare.starts[i] == rare.starts[i + 1]:
             continue
+        if sources.whole_at[i] >= 0:
+            _write_all(at, int(indptr[i + 1]), sources.whole[sources.whole_at[i]], indices, data)
+            continue
+        _set_frequent(i, sources, row)
         for place in range(len(sources.frequent)):
             j = np.uint64(sources.frequent[place])
-            row[j] = sources.to_frequent[place // GROUP, i, place % GROUP]
-            if row[j] > 0 and n_places < n_for_all:
-                touched[j // WORD] |= ONE << (j % WORD)
-        at = int(indptr[i])
-        if n_places < n_for_all:
-            _touch_rare(i, rare, row, touched, ends)
-            _write_touched(at, row, touched, words, indices, data)
-        else:
-            _add_rare(i, rare, row, ends)
-            _write_all(at, int(indptr[i + 1]), row, indices, data)
+            touched[j // WORD] |= np.uint64(row[j] > 0) << (j % WORD)
+        _touch_rare(i, rare, row, touched, ends)
+        _write_touched(at, row, touched, words, indices, data)
 
 
 @compiled
 def _write_all(
     at: int, end: int, row: NDArray[Any], indices: NDArray[Any], data: NDArray[np.int64]
 ) -> None:
-    """Write the end - at counters of row that are not 0, and clear it."""
+    """Write the end - at counters of row that are not 0."""
     j = 0
     while at < end:
         indices[at] = j
         data[at] = row[j]
         at += row[j] > 0  # no branch: it could not be predicted
         j += 1
-    row[:] = 0
 
 
 @compiled
