@@ -3,8 +3,8 @@
 1. Sums are read from `statistics/`. A run written by another program has none: they are counted
    from `tokens/`, the documents that are not held out, and kept, with `features.parquet`. What
    either takes in memory is said first.
-2. `evidence` turns them into edges, best first; measured effects are written beside them where they
-   are handed in.
+2. `edge_tables` turns them into edges, best first; measured effects are written beside them where
+   they are handed in.
 3. `graph/edges.parquet`, `graph/edge_tokens.parquet`, `graph/coactivation.parquet` and
    `graph/graph.json` (sizes, thresholds, and why there is no edge where there is none) are written.
 """
@@ -15,21 +15,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from circuits import evidence
+from circuits.edge_tables import (
+    coactivation,
+    find_edges,
+    read_edge_tokens,
+    read_pairs,
+    tables_of,
+)
 from circuits.effects import with_effects
 from circuits.given import given_in_run
-from circuits.graph_memory import counting_bytes, graph_bytes, say_or_refuse
+from circuits.graph_memory import between_bytes, counting_bytes, graph_bytes, say_or_refuse
 from sae_core import statistics as sums
 from sae_core.errors import StoreError, StoreMismatchError
 from sae_core.feature_table import features_table
 from sae_core.files import DirectoryLock, read_parquet, write_json, write_parquet
+from sae_core.gather_memory import room_here
+from sae_core.running_sums import count_into
 from sae_core.store import read_manifest, read_tokens, read_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
-
-    import polars as pl
 
     from circuits.effects import Measure
     from circuits.graph import FeatureGraph
@@ -74,11 +83,16 @@ def _write_graph(
     path: Path, d_sae: int, measure: Measure | None, say: Callable[[str], None]
 ) -> None:
     if not sums.is_saved(path / "statistics"):
-        say_or_refuse("counting the tokens", counting_bytes(path), say)
-        ensure_statistics(path)
+        say_or_refuse("counting the tokens", counting_bytes(path), say, is_least=True)
+    ensure_counted(path)
     say_or_refuse("building the graph", graph_bytes(path, d_sae), say)
-    statistics = ensure_statistics(path)
-    tables = evidence.build_edges(
+    folder = path / "statistics"
+    statistics = read_pairs(folder)
+    found = find_edges(statistics)
+    say_or_refuse("reading the tokens of edges", between_bytes(found.edges), lambda _: None)
+    statistics = read_edge_tokens(statistics, folder, found.edges)
+    tables = tables_of(
+        found,
         statistics,
         read_vocabulary(path),
         logit_effects=_logit_effects(path),
@@ -87,8 +101,10 @@ def _write_graph(
     if measure and len(tables.edges):
         edges = with_effects(tables.edges, measure(tables.edges))
         tables = replace(tables, edges=edges)
+    pairs = pl.scan_parquet(folder / "coactivation.parquet", glob=False)
+    tables = replace(tables, coactivation=coactivation(pairs, statistics))
     for name in GRAPH_TABLES:
-        write_parquet(path / "graph" / f"{name}.parquet", getattr(tables, name).rechunk())
+        write_parquet(path / "graph" / f"{name}.parquet", getattr(tables, name))
     summary = {
         "n_edges": len(tables.edges),
         "n_measured": int(tables.edges["causal"].count()),
@@ -106,27 +122,38 @@ def ensure_statistics(path: Path) -> Statistics:
         path: the run directory.
 
     Raises:
+        StoreError: as of `ensure_counted`.
+        StoreMismatchError: as of `ensure_counted`.
+    """
+    ensure_counted(path)
+    return sums.load(path / "statistics")
+
+
+def ensure_counted(path: Path) -> None:
+    """Count a run's tokens and keep the sums, where the run has none.
+
+    Args:
+        path: the run directory.
+
+    Raises:
         StoreError: the run is not finished, holds neither sums nor activations, or is damaged.
         StoreMismatchError: the sums are of another number of features than the manifest says.
     """
     manifest = read_manifest(path)
     if not manifest.complete:
         raise StoreError(f"{path} is not finished; run the same `circuits gather` again")
-    if sums.is_saved(path / "statistics"):
-        found = sums.load(path / "statistics")
-        if (found.d_sae, found.d_vocab) != (manifest.d_sae, manifest.d_vocab):
-            raise StoreMismatchError(
-                f"{path}/statistics is of {found.d_sae} features and {found.d_vocab} tokens, the "
-                f"manifest says {manifest.d_sae} and {manifest.d_vocab}; gather again"
-            )
-    else:
-        tokens = read_tokens(path, held_out=False)
-        found = sums.collect(tokens, manifest.d_sae, manifest.d_vocab)
-        sums.save(found, path / "statistics")
+    folder, sizes = path / "statistics", (manifest.d_sae, manifest.d_vocab)
+    if not sums.is_saved(folder):
+        count_into(folder, read_tokens(path, held_out=False), sizes, room_here())
+    found = sums.load(folder, pairs=False)
+    if (found.d_sae, found.d_vocab) != sizes:
+        raise StoreMismatchError(
+            f"{folder} is of {found.d_sae} features and {found.d_vocab} tokens, the "
+            f"manifest says {manifest.d_sae} and {manifest.d_vocab}; gather again"
+        )
     if not (path / "features.parquet").is_file():
         table = features_table(found, read_vocabulary(path), _logit_effects(path))
         write_parquet(path / "features.parquet", table.rechunk())
-    return found
 
 
 def _logit_effects(path: Path) -> pl.DataFrame | None:

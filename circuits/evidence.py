@@ -1,4 +1,4 @@
-"""Sums of a run -> the edge table: which feature leads to which, how surely, by which tokens.
+"""Sums of a run -> pairs of features, measured and tested: which leads to which, and how surely.
 
 For each ordered pair (i, j) seen at least MIN_PAIRS times, i at p and j at p + 1:
 
@@ -28,13 +28,12 @@ Source: the definition of edges is Bricken et al. 2023, "Finite State Automata";
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from scipy import special
 
-from circuits.predicted import predicted_effects
 from sae_core.counting import transition_counts
 from sae_core.statistics import NATS_UNIT
 
@@ -43,85 +42,16 @@ if TYPE_CHECKING:
 
     from sae_core.statistics import Statistics
 
-__all__ = ["EdgeTables", "build_edges", "pair_table", "transition_counts"]
+__all__ = ["pair_table", "transition_counts"]
 
 MIN_PAIRS = 5  # with fewer, one repeated sentence makes an edge
 MIN_FIRES = 10  # a feature that fires less can reach no significant edge; it is not tested
 MAX_Q = 0.05  # one edge in twenty may be false
-IS_EDGE = (pl.col("q_value") < MAX_Q) & (pl.col("lift") > 1)
 MIN_LOOP_SHARE = 0.5  # a feature that stays on for less of what it promotes makes no long runs
 MIN_JACCARD = 0.4  # two features that each miss a quarter of one state's tokens share 0.6 of theirs
 Z_LOWER = 3.0  # standard errors below the estimate; about one false bound in 700 pairs
 SAME_TOKEN_WEIGHT = 0.2  # more would rank features that take turns within one topic too high
 TINY = 1e-12
-EDGE_SCHEMA: dict[str, Any] = {
-    "source": pl.UInt32,
-    "target": pl.UInt32,
-    "score": pl.Float64,
-    "n_pairs": pl.Int64,
-    "p_target_given_source": pl.Float64,
-    "lift": pl.Float64,
-    "g2": pl.Float64,
-    "q_value": pl.Float64,
-    "burst_ratio": pl.Float64,
-    "n_promoted": pl.Int64,
-    "promoted_nats": pl.Float64,
-    "p_target_given_promoted": pl.Float64,
-    "predicted": pl.Float64,
-    "causal": pl.Float64,
-    "causal_stderr": pl.Float64,
-    "predicted_in_context": pl.Float64,
-}
-
-
-@dataclass(frozen=True)
-class EdgeTables:
-    """The graph's tables, with the columns of the run directory's `graph/*.parquet`."""
-
-    edges: pl.DataFrame
-    """One row an edge, best first."""
-
-    edge_tokens: pl.DataFrame
-    """One row an edge and token between, in the order of the edges, then best first."""
-
-    coactivation: pl.DataFrame
-    """One row a pair of features that fire on the same token."""
-
-    reason: str
-    """Why there are no edges, and what would give some; empty when there are."""
-
-
-def build_edges(
-    statistics: Statistics,
-    vocabulary: pl.DataFrame,
-    *,
-    logit_effects: pl.DataFrame | None = None,
-    given: pl.DataFrame | None = None,
-) -> EdgeTables:
-    """Turn sums into significant edges, best first.
-
-    Args:
-        statistics: sums of the documents that are not held out.
-        vocabulary: token_id, token_bytes, token_str.
-        logit_effects: as of `predicted_effects`.
-        given: as of `predicted_effects`.
-
-    Returns:
-        The tables; empty ones with a reason when no pair passes.
-    """
-    pairs = pair_table(statistics)
-    order = ["score", "source", "target"]
-    kept = pairs.filter(IS_EDGE).sort(order, descending=[True, False, False])
-    edges = kept.with_columns(
-        *predicted_effects(kept, statistics, logit_effects, given),
-        *(pl.lit(None, pl.Float64).alias(name) for name in ("causal", "causal_stderr")),
-    )
-    return EdgeTables(
-        edges=edges.select(pl.col(name).cast(kind) for name, kind in EDGE_SCHEMA.items()),
-        edge_tokens=_edge_tokens(edges, statistics.edge_tokens, vocabulary),
-        coactivation=_coactivation(statistics),
-        reason="" if len(edges) else _why_no_edge(pairs, statistics),
-    )
 
 
 def pair_table(statistics: Statistics) -> pl.DataFrame:
@@ -344,57 +274,3 @@ def _benjamini_hochberg(p_values: NDArray[np.float64], n_tests: int) -> NDArray[
     q_values = np.empty_like(scaled)
     q_values[order] = np.minimum.accumulate(scaled[::-1])[::-1]
     return np.minimum(q_values, 1)
-
-
-def _edge_tokens(
-    edges: pl.DataFrame, edge_tokens: pl.DataFrame, vocabulary: pl.DataFrame
-) -> pl.DataFrame:
-    ranked = edges.select("source", "target").with_row_index("rank")
-    edge = pl.col("rank")
-    promoted = pl.col("n_promoted").sum().over(edge)
-    share = (
-        pl.when(promoted > 0)
-        .then(pl.col("n_promoted") / promoted)
-        .otherwise(pl.col("n_pairs") / pl.col("n_pairs").sum().over(edge))
-    )
-    words = vocabulary.select("token_id", "token_str")
-    return (
-        edge_tokens.join(ranked, on=["source", "target"], how="inner")
-        .with_columns(share.alias("share"))
-        .join(words, on="token_id", how="left")
-        .sort(["rank", "share", "n_pairs", "token_id"], descending=[False, True, True, False])
-        .select("source", "target", "token_id", "token_str", "n_pairs", "n_promoted", "share")
-    )
-
-
-def _coactivation(statistics: Statistics) -> pl.DataFrame:
-    pairs = statistics.coactivation.sort("feature_a", "feature_b")
-    fires = statistics.n_fires.astype(np.float64)
-    a, b = fires[pairs["feature_a"].to_numpy()], fires[pairs["feature_b"].to_numpy()]
-    both = pairs["n_both"].cast(pl.Float64).to_numpy()
-    return pairs.with_columns(
-        pl.Series("lift", both * statistics.n_tokens / (a * b)),
-        pl.Series("jaccard", both / (a + b - both)),
-    )
-
-
-def _why_no_edge(pairs: pl.DataFrame, statistics: Statistics) -> str:
-    if statistics.n_tokens == 0:
-        return "no token was counted: there is none, or all are held out; give more text, or hold out less"
-    if statistics.n_pairs == 0:
-        return "no token has a successor in its window: there is no pair to count; give more text"
-    most: Any = statistics.transitions["n_pairs"].max()
-    if pairs.is_empty():
-        return (
-            f"no two features that fire {MIN_FIRES} times follow each other {MIN_PAIRS} times (the "
-            f"most frequent pair: {most or 0}); give more text"
-        )
-    best = pairs.filter(pl.col("lift") > 1).sort("q_value", "source", "target").head(1)
-    if best.is_empty():
-        return "no feature follows another more often than chance; give more text"
-    row = best.row(0, named=True)
-    return (
-        f"no pair of features is significant at q < {MAX_Q}; the nearest, {row['source']} -> "
-        f"{row['target']}, has q = {row['q_value']:.3g} after {row['n_pairs']} pairs; "
-        "give more text"
-    )

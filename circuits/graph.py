@@ -18,7 +18,7 @@ from scipy import sparse
 from circuits.sql import DEFAULT_LIMIT, query_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import networkx as nx
     from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class FeatureGraph:
         edges: pl.DataFrame,
         edge_tokens: pl.DataFrame,
         *,
-        coactivation: pl.DataFrame | None = None,
+        coactivation: pl.DataFrame | Callable[[], pl.DataFrame] | None = None,
         automata: pl.DataFrame | None = None,
         reason: str = "",
         run: Run | None = None,
@@ -49,7 +49,7 @@ class FeatureGraph:
         """One row an edge, best first; columns of `graph/edges.parquet`."""
         self.edge_tokens = edge_tokens
         """One row an edge and token; columns of `graph/edge_tokens.parquet`."""
-        self.coactivation = coactivation if coactivation is not None else pl.DataFrame()
+        self._coactivation = coactivation
         self.automata = automata if automata is not None else pl.DataFrame({"name": []})
         """One row an automaton; columns of `automata/index.parquet`."""
         self.reason = reason
@@ -60,6 +60,14 @@ class FeatureGraph:
     def __repr__(self) -> str:
         """Say how large it is."""
         return f"FeatureGraph({len(self.nodes)} features, {len(self.edges)} edges)"
+
+    @cached_property
+    def coactivation(self) -> pl.DataFrame:
+        """One row a pair of features on one token; columns of `graph/coactivation.parquet`."""
+        given = self._coactivation
+        if given is None:
+            return pl.DataFrame()
+        return given() if callable(given) else given
 
     @cached_property
     def d_sae(self) -> int:

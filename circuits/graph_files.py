@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from circuits.evidence import EDGE_SCHEMA
+from circuits.edge_tables import EDGE_SCHEMA
 from sae_core.errors import StoreError
 from sae_core.files import read_parquet
 from sae_core.store import as_table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,14 +127,14 @@ class Run:
         if not all((folder / f"{name}.parquet").is_file() for name in GRAPH_TABLES):
             raise GraphError(f"{self.path} has no graph; run `circuits graph {self.path}` first")
         edges, edge_tokens, coactivation = (
-            read_graph_table(self.path, name, self.manifest.d_sae) for name in GRAPH_TABLES
+            partial(read_graph_table, self.path, name, self.manifest.d_sae) for name in GRAPH_TABLES
         )
         summary = folder / "graph.json"
         return FeatureGraph(
             self.features,
-            edges,
-            edge_tokens,
-            coactivation=coactivation,
+            edges(),
+            edge_tokens(),
+            coactivation=coactivation,  # large, and seldom asked for
             automata=self.automata_index,
             reason=str(read_json(summary).get("reason", "")) if summary.is_file() else "",
             run=self,

@@ -98,6 +98,12 @@ class Room:
         return max(0, limit.n_bytes - MARGIN - taken_memory())
 
 
+def room_here() -> Room:
+    """Give the room that the machine leaves, or the limits that are set on this process."""
+    free = free_memory()
+    return Room(None if free is None else Free(taken_memory() + free.n_bytes, free.limit))
+
+
 def room_of(
     budget: int | None, d_sae: int, say: Callable[[str], None], free: Free | None = None
 ) -> Room:

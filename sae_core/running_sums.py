@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from sae_core.schema import GatherSettings
     from sae_core.statistics import Statistics
 
-TRIAL = 16  # part of the first shard that is counted to see what counting takes
+TRIAL = 16  # part of the first tokens that is counted to see what counting takes
+TRIAL_ENTRIES = 1 << 16  # features that fire there, at most
 
 
 class RunningSums:
@@ -38,6 +39,7 @@ class RunningSums:
         self.run = run
         self.settings = settings
         self.room = room or Room()
+        self._sizes = settings.d_sae, settings.d_vocab
         self._counted: list[Path] = []
         self._waiting: list[TokenTable] = []
 
@@ -65,7 +67,7 @@ class RunningSums:
         """
         part = self.run / PARTS / name
         self.keep(name, tokens)
-        self._try(tokens)
+        _try(tokens, self._sizes, self.room)
         self._waiting.append(tokens)
         n_waiting = sum(len(table.features) for table in self._waiting)
         if n_waiting >= self.room.n_entries(len(tokens.features)):  # with one more like this
@@ -91,32 +93,7 @@ class RunningSums:
             add_up(parts, folder, n_rows=self.room.n_rows())
 
     def _save_waiting(self, folder: Path) -> None:
-        """Count what waits, in as many pieces as there is room for, and write it to a folder."""
-        tokens = joined_tables(self._waiting)
-        self._try(self._waiting[0])
-        pieces = find_blocks(tokens, self.room.n_at_once(len(tokens.features)))
-        if len(pieces) == 1:
-            statistics.save(self._collected(tokens), folder)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".", dir=folder) as scratch:
-            parts = [Path(scratch) / str(at) for at in range(len(pieces))]
-            places = np.arange(len(tokens.doc_ids))
-            for part, piece in zip(parts, pieces, strict=True):
-                inside = (places >= piece.start) & (places < piece.stop)
-                statistics.save(self._collected(select_tokens(tokens, inside)), part)
-            add_up(parts, folder, n_rows=self.room.n_rows())
-
-    def _try(self, tokens: TokenTable) -> None:
-        """Count the first tokens of a shard to see what counting takes, unless that is known."""
-        n = len(tokens.doc_ids)
-        if not self.room.is_told:
-            self._collected(select_tokens(tokens, np.arange(n) < max(n // TRIAL, 1)))
-
-    def _collected(self, tokens: TokenTable) -> Statistics:
-        counted = statistics.collect(tokens, self.settings.d_sae, self.settings.d_vocab)
-        self.room.learn(counted, len(tokens.features))
-        return counted
+        count_into(folder, joined_tables(self._waiting), self._sizes, self.room)
 
     def _read_back(self, name: str) -> TokenTable:
         part = self.run / PARTS / name
@@ -126,6 +103,49 @@ class RunningSums:
         documents = read_parquet(part / "documents.parquet")
         held_out = documents.filter(documents["held_out"])["doc_id"].to_numpy()
         return select_tokens(tokens, ~np.isin(tokens.doc_ids, held_out))
+
+
+def count_into(folder: Path, tokens: TokenTable, sizes: tuple[int, int], room: Room) -> None:
+    """Count tokens, in as many pieces as there is room for, and write their sums.
+
+    Args:
+        folder: of the sums; it is made.
+        tokens: in text order.
+        sizes: d_sae and d_vocab.
+        room: how much memory there is.
+
+    Raises:
+        StoreError: as of `statistics.collect`, or there is next to no room.
+    """
+    _try(tokens, sizes, room)
+    pieces = find_blocks(tokens, room.n_at_once(len(tokens.features)))
+    if len(pieces) == 1:
+        statistics.save(_collected(tokens, sizes, room), folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=folder) as scratch:
+        parts = [Path(scratch) / str(at) for at in range(len(pieces))]
+        places = np.arange(len(tokens.doc_ids))
+        for part, piece in zip(parts, pieces, strict=True):
+            inside = (places >= piece.start) & (places < piece.stop)
+            statistics.save(_collected(select_tokens(tokens, inside), sizes, room), part)
+        add_up(parts, folder, n_rows=room.n_rows())
+
+
+def _try(tokens: TokenTable, sizes: tuple[int, int], room: Room) -> None:
+    """Count the first tokens to see what counting takes, unless that is known."""
+    if room.is_told:
+        return
+    n = min(
+        len(tokens.doc_ids) // TRIAL, int(np.searchsorted(tokens.indptr, TRIAL_ENTRIES, "right"))
+    )
+    _collected(select_tokens(tokens, np.arange(len(tokens.doc_ids)) < max(n, 1)), sizes, room)
+
+
+def _collected(tokens: TokenTable, sizes: tuple[int, int], room: Room) -> Statistics:
+    counted = statistics.collect(tokens, *sizes)
+    room.learn(counted, len(tokens.features))
+    return counted
 
 
 def joined_tables(tables: list[TokenTable]) -> TokenTable:

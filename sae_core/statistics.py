@@ -32,7 +32,7 @@ import polars as pl
 
 from sae_core.counting import count_block, find_blocks
 from sae_core.errors import StoreError, StoreMismatchError
-from sae_core.files import read_parquet, write_parquet
+from sae_core.files import read_parquet, reading_parquet, write_parquet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -215,6 +215,37 @@ def load(folder: Path, *, pairs: bool = True) -> Statistics:
         **columns,
         **tables,
     )
+
+
+def read_rows(folder: Path, name: str, where: pl.Expr) -> pl.DataFrame:
+    """Read some rows of a saved table of pairs; see `load`."""
+    file = folder / f"{name}.parquet"
+    with reading_parquet(file):
+        return pl.scan_parquet(file, glob=False).filter(where).collect(engine="streaming")
+
+
+def read_among(folder: Path, name: str, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Read the rows of a saved table of pairs that are of these pairs of features; see `load`.
+
+    Args:
+        folder: of the files.
+        name: of the table.
+        pairs: the table's first two columns, each pair once.
+
+    Returns:
+        The rows, sorted.
+    """
+    file = folder / f"{name}.parquet"
+    with reading_parquet(file):
+        rows = pl.scan_parquet(file, glob=False).join(pairs.lazy(), on=pairs.columns, how="semi")
+        return rows.collect(engine="streaming").sort(_KEYS[name])
+
+
+def read_largest(folder: Path, name: str, column: str) -> pl.DataFrame:
+    """Read the row of a saved table of pairs whose column is largest; none of an empty table."""
+    file = folder / f"{name}.parquet"
+    with reading_parquet(file):
+        return pl.scan_parquet(file, glob=False).top_k(1, by=column).collect(engine="streaming")
 
 
 def is_saved(folder: Path) -> bool:

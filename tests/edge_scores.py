@@ -21,6 +21,7 @@ from planted import average_precision
 from scipy import special
 
 from circuits import evidence
+from circuits.edge_tables import IS_EDGE
 from circuits.evidence import MAX_Q, MIN_FIRES, pair_table
 from sae_core.statistics import Statistics, collect
 from sae_core.store import read_manifest, read_tokens
@@ -103,7 +104,7 @@ def without_onlookers(world: PlantedWorld) -> PlantedWorld:
 
 def called(pairs: pl.DataFrame) -> pl.DataFrame:
     """Give the pairs that `build_edges` keeps."""
-    return pairs.filter(evidence.IS_EDGE)
+    return pairs.filter(IS_EDGE)
 
 
 def calls_of(world: PlantedWorld, pairs: pl.DataFrame) -> Calls:

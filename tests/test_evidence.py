@@ -10,15 +10,19 @@ import numpy as np
 import planted
 import polars as pl
 import pytest
+import shell
 from scipy import stats
 
-from circuits.evidence import EDGE_SCHEMA, MIN_PAIRS, build_edges, pair_table
+from circuits import build
+from circuits.edge_tables import EDGE_SCHEMA, build_edges
+from circuits.evidence import MIN_PAIRS, pair_table
 from circuits.given import given_by
 from circuits.predicted import COLUMNS, predicted_effects
 from sae_core.errors import StoreError
+from sae_core.gather_memory import Room
 from sae_core.run_writer import vocabulary_frame
 from sae_core.schema import TokenTable
-from sae_core.statistics import Statistics, collect, merge
+from sae_core.statistics import Statistics, collect, merge, save
 from sae_core.store import read_manifest, read_tokens, read_vocabulary
 
 if TYPE_CHECKING:
@@ -157,7 +161,7 @@ def test_shares_of_the_tokens_of_an_edge_add_up_to_one(tmp_path: Path) -> None:
 
 def test_coactivation_is_counted_on_the_same_token() -> None:
     rows = [[0, 1], [0], [1, 2], [0, 1]] * 5
-    table = build_edges(collect(stream(rows), 3, 4), WORDS).coactivation
+    table = build_edges(collect(stream(rows), 3, 4), WORDS).coactivation.collect()
     first = table.row(0, named=True)
     assert (first["feature_a"], first["feature_b"], first["n_both"]) == (0, 1, 10)
     assert first["lift"] == pytest.approx(10 * 20 / (15 * 15))
@@ -168,7 +172,7 @@ def test_no_table_holds_a_nan_and_columns_are_as_promised(tmp_path: Path) -> Non
     hidden = planted.planted_world(tmp_path / "run", seed=1, n_tokens=8_000)
     tables = build_edges(sums_of(hidden.path), read_vocabulary(hidden.path))
     assert tables.edges.schema == pl.Schema(EDGE_SCHEMA)
-    for frame in (tables.edges, tables.edge_tokens, tables.coactivation):
+    for frame in (tables.edges, tables.edge_tokens, tables.coactivation.collect()):
         floats = frame.select(pl.col(pl.Float64).drop_nulls().is_finite().all())
         assert all(floats.row(0))
     assert tables.edges["q_value"].is_between(0, 0.05).all()
@@ -222,7 +226,37 @@ def test_the_order_of_the_shards_does_not_change_a_byte(tmp_path: Path) -> None:
     one = build_edges(merge(parts), words)
     two = build_edges(merge(parts[::-1]), words)
     for name in ("edges", "edge_tokens", "coactivation"):
-        assert getattr(one, name).equals(getattr(two, name)), name
+        first, second = (getattr(tables, name).lazy().collect() for tables in (one, two))
+        assert first.equals(second), name
+
+
+class TightRoom(Room):
+    """Room in which a handful of features is counted at once."""
+
+    is_told = True
+
+    def n_at_once(self, n_entries: int) -> int:
+        return n_entries // 7
+
+    def n_rows(self) -> int:
+        return 100
+
+
+def test_a_graph_is_that_of_all_sums_held_at_once_however_little_memory_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = planted.planted_world(tmp_path / "run", seed=3, n_tokens=20_000).path
+    sums, words = sums_of(hidden), read_vocabulary(hidden)
+    save(sums, tmp_path / "whole")
+    given = given_by(lambda: [read_tokens(hidden, held_out=False)], sums)
+    tables = build_edges(sums, words, given=given)
+    assert len(tables.edges) > 20
+    monkeypatch.setattr(build, "room_here", TightRoom)
+    build.build_graph(hidden)
+    assert shell.digests(hidden / "statistics") == shell.digests(tmp_path / "whole")
+    for name in build.GRAPH_TABLES:
+        found = pl.read_parquet(hidden / "graph" / f"{name}.parquet")
+        assert found.equals(getattr(tables, name).lazy().collect()), name
 
 
 def test_the_predicted_effect_is_that_of_its_formula() -> None:

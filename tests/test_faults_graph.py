@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 import circuits
 import sae_core
 from circuits import evidence
-from circuits.evidence import build_edges, pair_table
+from circuits.edge_tables import build_edges
+from circuits.evidence import pair_table
 from circuits.graph import FeatureGraph
 from circuits.graph_memory import say_or_refuse
 from circuits.query import find_motifs
@@ -361,7 +362,7 @@ def test_g9_no_number_of_a_small_table_is_nan_or_infinite(
         patch.setattr(evidence, "MIN_FIRES", floors[1])
         pairs = pair_table(sums)
         tables = build_edges(sums, WORDS)
-    for frame in (pairs, tables.edges, tables.edge_tokens, tables.coactivation):
+    for frame in (pairs, tables.edges, tables.edge_tokens, tables.coactivation.collect()):
         for column in frame.select(pl.col(pl.Float64)).iter_columns():
             assert column.drop_nulls().is_finite().all(), (column.name, frame)
     assert pairs["q_value"].is_between(0, 1).all()

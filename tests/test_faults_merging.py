@@ -16,7 +16,8 @@ import shell
 import tiny
 
 import circuits
-from circuits.evidence import build_edges, pair_table
+from circuits.edge_tables import build_edges
+from circuits.evidence import pair_table
 from sae_core import statistics
 from sae_core.counting import BLOCK_ENTRIES, count_block
 from sae_core.merge import merge_runs
