@@ -8,7 +8,7 @@ import polars as pl
 
 from circuits.edge_tables import EDGE_SCHEMA
 from sae_core.errors import StoreError
-from sae_core.files import read_parquet
+from sae_core.files import read_parquet, reading_parquet
 from sae_core.store import as_table
 
 if TYPE_CHECKING:
@@ -47,6 +47,18 @@ def read_graph_table(run: Path, name: str, d_sae: int) -> pl.DataFrame:
     for column in known:
         _refuse_misfit(column, file, f"run `circuits graph {run}` again", d_sae)
     return frame.with_columns(known.get_columns())
+
+
+def check_columns(run: Path, name: str) -> None:
+    """Look at the columns of one table of a run's graph, without reading its rows.
+
+    Raises:
+        StoreError: it is damaged, or lacks a column.
+    """
+    file = run / "graph" / f"{name}.parquet"
+    with reading_parquet(file):
+        none = pl.scan_parquet(file, glob=False).head(0).collect()
+    as_table(none, file, SCHEMAS[name])
 
 
 def _refuse_misfit(column: pl.Series, file: Path, remedy: str, d_sae: int) -> None:

@@ -18,7 +18,7 @@ import polars as pl
 from circuits.automata_files import read_automata, read_index
 from circuits.build import GRAPH_TABLES, ensure_statistics
 from circuits.graph import FeatureGraph
-from circuits.graph_files import read_graph_table
+from circuits.graph_files import check_columns, read_graph_table
 from sae_core.errors import GraphError, StoreError
 from sae_core.files import read_json, read_parquet, sha256_of
 from sae_core.store import (
@@ -129,12 +129,13 @@ class Run:
         edges, edge_tokens, coactivation = (
             partial(read_graph_table, self.path, name, self.manifest.d_sae) for name in GRAPH_TABLES
         )
+        check_columns(self.path, "coactivation")  # large and seldom asked for: read when it is
         summary = folder / "graph.json"
         return FeatureGraph(
             self.features,
             edges(),
             edge_tokens(),
-            coactivation=coactivation,  # large, and seldom asked for
+            coactivation=coactivation,
             automata=self.automata_index,
             reason=str(read_json(summary).get("reason", "")) if summary.is_file() else "",
             run=self,
