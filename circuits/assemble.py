@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MIN_STEPS = 200  # a row of probabilities counted on fewer steps is off by more than 0.03
 MIN_RETENTION_LIFT = 1.5  # a set that is left about as often as any tokens are is no automaton
+MIN_LOOP_BITS = 1.0  # a single state that says less of the next token is a topic, not a loop
 MAX_TOKENS = 20  # tokens kept on a transition
 N_EXAMPLES = 3
 BEFORE, AFTER = 5, 3  # tokens of an example around the one that fires
@@ -74,6 +75,8 @@ def draft_of(proposal: Proposal, text: Text, sample: Text) -> Draft | None:
         return None
     scores = training_scores(text.tokens, sequence, steps, len(groups))
     if scores.retention_lift < MIN_RETENTION_LIFT:
+        return None
+    if kind == "loop" and scores.bits_saved < MIN_LOOP_BITS:
         return None
     return Draft(kind, tuple(groups), sequence, steps, scores)
 

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 MAX_OVERLAP = 0.5  # two sets of one kind sharing more than half of their features are one
 SAME_SET = 0.8  # candidates of a kind with this Jaccard similarity are shaped once
 SHAPE_TOKENS = 250_000  # tokens on which states are shaped; counts of 25 are then shares of 1e-4
-MAX_JOINED = 5  # of the best systems, every two are tried as one
+MAX_JOINED = 5  # of the best systems, every two that lead to each other are tried as one
+MIN_TIED = (
+    0.25  # of what comes into and goes out of one of the two, this share is from and to the other
+)
 MAX_PER_KIND = 10  # more of a kind are not read
 KINDS = ("system", "pair", "chain", "loop")
 TRAINING_SCORES = ("retention", "retention_lift", "bits_saved", "coverage")
@@ -89,12 +92,31 @@ def distinct(proposals: Sequence[Proposal]) -> list[Proposal]:
 def unions(drafts: Sequence[Draft]) -> list[Proposal]:
     """Join the best systems two by two: halves of one language are found apart, and run as one."""
     best = _best(draft for draft in drafts if draft.kind == "system")[:MAX_JOINED]
-    sets = [sorted(one.features | other.features) for one, other in combinations(best, 2)]
+    sets = [
+        sorted(one.features | other.features)
+        for one, other in combinations(best, 2)
+        if tied(one, other) >= MIN_TIED
+    ]
     return [
         Proposal(tuple((feature,) for feature in features), "system")
         for features in sets
         if len(features) <= MAX_FEATURES
     ]
+
+
+def tied(one: Draft, other: Draft) -> float:
+    """Give how much two automata that ran on one text lead to each other.
+
+    Returns:
+        Of the comings and goings of one of them, the share that is from and to the other; of the two
+        shares the larger: a part of a language may be visited seldom, but always from the rest.
+    """
+    is_in = np.stack([one.sequence >= 0, other.sequence >= 0])
+    before, after = is_in[:, :-1], is_in[:, 1:]
+    goes, comes = before & ~after, ~before & after
+    crossings = (goes & after[::-1]).sum(axis=1) + (comes & before[::-1]).sum(axis=1)
+    moves = goes.sum(axis=1) + comes.sum(axis=1)
+    return float(np.max(crossings / np.maximum(moves, 1)))
 
 
 def rank(drafts: Sequence[Draft]) -> list[Draft]:
