@@ -1,6 +1,7 @@
 """Discovery: a run's graph and tokens -> its automata, best first, with nothing named by hand.
 
-1. Candidate sets of features are proposed from the graph (`propose`).
+1. Candidate sets of features are proposed from the graph (`propose`), and loops that are split over several
+   features from the graph and the tokens (`split_loops`).
 2. Each is drafted on training text (`assemble`); sets that do not run as automata fall out. The best systems
    are then tried two by two as one.
 3. Near-duplicates are folded into the best of them.
@@ -23,6 +24,7 @@ from circuits.no_automata import why_no_automaton
 from circuits.propose import MAX_FEATURES, Proposal, propose
 from circuits.run import Run
 from circuits.shape import Text, subsample
+from circuits.split_loops import split_loops
 from sae_core.errors import GraphError
 from sae_core.files import write_parquet, write_text
 from sae_core.store import select_tokens
@@ -66,12 +68,13 @@ def find_automata(
     say = progress or (lambda _: None)
     text, held_out = _texts(run)
     sample = replace(text, tokens=subsample(text.tokens, SHAPE_TOKENS))
-    proposals = distinct(propose(run.graph.edges, len(text.mean_act)))
+    edges = run.graph.edges
+    proposals = distinct([*split_loops(edges, text), *propose(edges, len(text.mean_act))])
     drafts = _drafts(proposals, text, sample)
     drafts += _drafts(unions(drafts), text, sample)
     ranked = rank(drafts)
     if not ranked:
-        reason = why_no_automaton(run.graph.edges, run.graph.reason, proposals, text, sample)
+        reason = why_no_automaton(edges, run.graph.reason, proposals, text, sample)
         say(f"No automaton was found: {reason}.")
     provenance = {"run": run.hash, "model": run.model_name, "sae": run.sae_name}
     found = [automaton_of(draft, text, held_out, provenance) for draft in ranked]
