@@ -34,7 +34,7 @@ MIN_STATE_STEPS = 25  # with fewer, a count's relative error 1 / sqrt(n) is over
 MIN_STATE_BITS = 0.3  # a state that says less about what comes next is no state
 MIN_FEATURE_BOUND = 0.3  # of a feature's comings and goings, this share must be from and to others
 MIN_BOUND = 0.4  # likewise of a state's
-MAX_TOLD = 0.4  # states are one where outcomes tell less than this of which of the two it was
+MAX_TOLD = 0.3  # states are one where outcomes tell less than this of which of the two it was
 MAX_STATES = 8  # what a person reads in one picture
 MAX_OUTCOMES = 3000  # (token, next state) kinds told apart while merging; the rest is one
 

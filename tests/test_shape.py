@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from circuits.assemble import apart
 from circuits.propose import Proposal
-from circuits.shape import MAX_TOLD, Text, _told, shape
+from circuits.shape import Text, _told, shape
 from circuits.states import information_bits, merge_order
 from sae_core.schema import TokenTable
 
@@ -24,8 +25,19 @@ def test_how_much_is_told_is_the_information_of_the_two_over_their_entropy() -> 
     pair = counts[[merge.a, merge.b]]
     share = pair.sum(axis=1) / pair.sum()
     expected = information_bits(pair) / -(share * np.log2(share)).sum()
-    assert 0 < expected < MAX_TOLD
+    assert 0 < expected < 1
     assert _told(merge, pair.sum(axis=1), counts.sum()) == pytest.approx(expected)
+
+
+def test_a_loop_is_told_from_the_rest_by_the_tokens_that_follow() -> None:
+    text = ring([0, 0, 0, 1, 1, 1], 50)
+    inside = np.where(text.tokens.token_ids == 0, 0, -1).astype(np.int32)
+    # Of the 150 tokens that follow 0, 100 are 0; of the 149 that follow 1, 100 are 1.
+    share = np.array([[100, 50], [49, 100]]) / [[150], [149]]
+    middle = share.mean(axis=0)
+    assert apart(text.tokens, inside) == pytest.approx((share * np.log2(share / middle)).sum() / 2)
+    first_half = np.where(np.arange(300) < 150, 0, -1).astype(np.int32)
+    assert apart(text.tokens, first_half) < 0.001
 
 
 def ring(order: list[int], n_rounds: int) -> Text:

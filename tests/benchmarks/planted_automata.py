@@ -4,7 +4,7 @@
     python tests/benchmarks/planted_automata.py [--seeds 8] [--write docs/discovery.md] [--choose]
 
 1. Worlds: plain (tests/planted.py) and hard (tests/planted_rich.py) ones, at each share of misses and
-   each size. Seeds start at 100: no threshold of ours and no setting of others was chosen on them.
+   each size. Seeds start at 200: no threshold of ours and no setting of others was chosen on them.
 2. Every way gets the same graph, its table of significant edges: `propose` alone; `find_automata`,
    which also reads the tokens; and others (discovery_rivals.py).
 3. Scores (tests/discovery_scores.py): best overlap with each planted machine, false sets, states.
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from planted import PlantedWorld
 
-FIRST_SEED = 100
+FIRST_SEED = 200  # a first table, on 100 to 107, showed that the longest loops were lost
 CHOOSING_SEEDS = range(2)
 MISSES = (0.05, 0.15, 0.25)
 SIZES = (60_000, 300_000)
