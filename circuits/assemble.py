@@ -16,7 +16,7 @@ from circuits.automaton import EXIT, EdgeToken, Example, FeatureAutomaton, State
 from circuits.fidelity import Scores, held_out_scores, training_scores
 from circuits.naming import slug_of, title_of
 from circuits.shape import MIN_STATE_STEPS, Text, shape
-from circuits.states import state_sequence, steps_of, transition_matrix
+from circuits.states import has_next, state_sequence, steps_of, transition_matrix
 from circuits.summarise import summarise
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MIN_STEPS = 200  # a row of probabilities counted on fewer steps is off by more than 0.03
 MIN_RETENTION_LIFT = 1.5  # a set that is left about as often as any tokens are is no automaton
+MIN_APART = 0.4  # bits of one; a single state whose next tokens are more like the rest's is a topic
 MAX_TOKENS = 20  # tokens kept on a transition
 N_EXAMPLES = 3
 BEFORE, AFTER = 5, 3  # tokens of an example around the one that fires
@@ -75,6 +76,8 @@ def draft_of(proposal: Proposal, text: Text, sample: Text) -> Draft | None:
     scores = training_scores(text.tokens, sequence, steps, len(groups))
     if scores.retention_lift < MIN_RETENTION_LIFT:
         return None
+    if kind == "loop" and apart(text.tokens, sequence) < MIN_APART:
+        return None
     return Draft(kind, tuple(groups), sequence, steps, scores)
 
 
@@ -107,6 +110,28 @@ def automaton_of(
         transitions=transitions,
         provenance=dict(provenance),
     )
+
+
+def apart(tokens: TokenTable, sequence: NDArray[np.int32]) -> float:
+    """Give how well the next token tells whether it comes from inside or outside, both as likely.
+
+    Unlike bits saved over the whole text, it does not fall where an automaton covers much of it.
+
+    Args:
+        tokens: n tokens in text order.
+        sequence: (n,) state of each, -1 outside.
+
+    Returns:
+        Jensen-Shannon divergence of the tokens that follow, in bits; 0 alike, 1 none in common.
+    """
+    rows = np.flatnonzero(has_next(tokens))
+    inside = (sequence[rows] >= 0).astype(np.int64)
+    following, token = np.unique(tokens.token_ids[rows + 1], return_inverse=True)
+    counts = np.bincount(inside * len(following) + token, minlength=2 * len(following))
+    table = counts.reshape(2, -1)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    ratio = np.divide(shares, shares.mean(axis=0), out=np.ones_like(shares), where=shares > 0)
+    return float((shares * np.log2(ratio)).sum() / 2)
 
 
 def _kind_of(counts: NDArray[np.int64], n_states: int, found_as: str) -> str | None:

@@ -1,6 +1,7 @@
 """Discovery: a run's graph and tokens -> its automata, best first, with nothing named by hand.
 
-1. Candidate sets of features are proposed from the graph (`propose`).
+1. Candidate sets of features are proposed from the graph (`propose`), and loops that are split over several
+   features from the graph and the tokens (`split_loops`).
 2. Each is drafted on training text (`assemble`); sets that do not run as automata fall out. The best systems
    are then tried two by two as one.
 3. Near-duplicates are folded into the best of them.
@@ -23,6 +24,7 @@ from circuits.no_automata import why_no_automaton
 from circuits.propose import MAX_FEATURES, Proposal, propose
 from circuits.run import Run
 from circuits.shape import Text, subsample
+from circuits.split_loops import split_loops
 from sae_core.errors import GraphError
 from sae_core.files import write_parquet, write_text
 from sae_core.store import select_tokens
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
 MAX_OVERLAP = 0.5  # two sets of one kind sharing more than half of their features are one
 SAME_SET = 0.8  # candidates of a kind with this Jaccard similarity are shaped once
 SHAPE_TOKENS = 250_000  # tokens on which states are shaped; counts of 25 are then shares of 1e-4
-MAX_JOINED = 5  # of the best systems, every two are tried as one
+MAX_JOINED = 5  # of the best systems, every two that lead to each other are tried as one
+MIN_TIED = (
+    0.25  # of what comes into and goes out of one of the two, this share is from and to the other
+)
 MAX_PER_KIND = 10  # more of a kind are not read
 KINDS = ("system", "pair", "chain", "loop")
 TRAINING_SCORES = ("retention", "retention_lift", "bits_saved", "coverage")
@@ -63,12 +68,13 @@ def find_automata(
     say = progress or (lambda _: None)
     text, held_out = _texts(run)
     sample = replace(text, tokens=subsample(text.tokens, SHAPE_TOKENS))
-    proposals = distinct(propose(run.graph.edges, len(text.mean_act)))
+    edges = run.graph.edges
+    proposals = distinct([*split_loops(edges, text), *propose(edges, len(text.mean_act))])
     drafts = _drafts(proposals, text, sample)
     drafts += _drafts(unions(drafts), text, sample)
     ranked = rank(drafts)
     if not ranked:
-        reason = why_no_automaton(run.graph.edges, run.graph.reason, proposals, text, sample)
+        reason = why_no_automaton(edges, run.graph.reason, proposals, text, sample)
         say(f"No automaton was found: {reason}.")
     provenance = {"run": run.hash, "model": run.model_name, "sae": run.sae_name}
     found = [automaton_of(draft, text, held_out, provenance) for draft in ranked]
@@ -89,12 +95,31 @@ def distinct(proposals: Sequence[Proposal]) -> list[Proposal]:
 def unions(drafts: Sequence[Draft]) -> list[Proposal]:
     """Join the best systems two by two: halves of one language are found apart, and run as one."""
     best = _best(draft for draft in drafts if draft.kind == "system")[:MAX_JOINED]
-    sets = [sorted(one.features | other.features) for one, other in combinations(best, 2)]
+    sets = [
+        sorted(one.features | other.features)
+        for one, other in combinations(best, 2)
+        if tied(one, other) >= MIN_TIED
+    ]
     return [
         Proposal(tuple((feature,) for feature in features), "system")
         for features in sets
         if len(features) <= MAX_FEATURES
     ]
+
+
+def tied(one: Draft, other: Draft) -> float:
+    """Give how much two automata that ran on one text lead to each other.
+
+    Returns:
+        Of the comings and goings of one of them, the share that is from and to the other; of the two
+        shares the larger: a part of a language may be visited seldom, but always from the rest.
+    """
+    is_in = np.stack([one.sequence >= 0, other.sequence >= 0])
+    before, after = is_in[:, :-1], is_in[:, 1:]
+    goes, comes = before & ~after, ~before & after
+    crossings = (goes & after[::-1]).sum(axis=1) + (comes & before[::-1]).sum(axis=1)
+    moves = goes.sum(axis=1) + comes.sum(axis=1)
+    return float(np.max(crossings / np.maximum(moves, 1)))
 
 
 def rank(drafts: Sequence[Draft]) -> list[Draft]:

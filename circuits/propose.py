@@ -3,8 +3,10 @@
 1. Flow runs along strong edges only: promoted, and far beyond what source and target share by topic (their rate
    5 to 20 tokens apart). Features that stay on through a whole text carry none.
 2. Loops are features that lead back to themselves; pairs lead to each other and back.
-3. Systems are communities of the flow, at several resolutions, and unions of the two most tied.
-4. Chains are runs of features each of which leads almost only to the next.
+3. Features that get flow from the same ones and lead to the same ones play one role: in pairs and chains
+   they count as one.
+4. Systems are communities of the flow, at several resolutions, and unions of the two most tied.
+5. Chains are runs of roles each of which leads almost only to the next.
 
 Flow is held in compressed rows: what counts is the number of strong edges, not that of features.
 
@@ -13,12 +15,13 @@ Source: Bricken et al. 2023, section "Finite State Automata" (what to look for);
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import networkx as nx
 import numpy as np
 import polars as pl
 from scipy import sparse
+from scipy.sparse import csgraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,12 +35,17 @@ RESOLUTIONS = (0.3, 0.5, 1.0, 2.0)  # from whole languages to systems of three o
 LOOP_SHARE = 0.4  # of a loop's promoted tokens, this share must fire it again
 PAIR_SHARE = 0.25  # of each one's flow, this share must go to the other
 CHAIN_SHARE = 0.3  # of each one's flow, this share must go to the next, which two may share
+MIN_ALIKE = 0.8  # cosine of what two features get, and of what they give, on average, for one role
 MIN_CHAIN = 4  # places; shorter chains are pairs and systems
 MAX_FEATURES = 80  # a set with more is a topic, not an automaton
 MIN_INSIDE = 0.5  # of a member's flow, this share must stay in the set
 
 
 _TIE = (pl.col("score") * pl.col("n_promoted").clip(lower_bound=1)).sqrt()  # strength and use alike
+
+
+Roles: TypeAlias = list[tuple[int, ...]]
+"""Features of each role; no feature has two."""
 
 
 class Proposal(NamedTuple):
@@ -70,7 +78,8 @@ def propose(edges: pl.DataFrame, d_sae: int) -> list[Proposal]:
         strong = strong_edges(edges, min_score)
         flow = flow_matrix(strong, d_sae, weight=pl.col("n_promoted").clip(lower_bound=1))
         ties = flow_matrix(strong, d_sae, weight=_TIE)
-        found += [*_pairs(flow), *_chains(flow), *_systems(ties)]
+        roles = _roles(flow)
+        found += [*_pairs(flow, roles), *_chains(flow, roles), *_systems(ties)]
     return list(dict.fromkeys(found))
 
 
@@ -105,13 +114,20 @@ def strong_edges(edges: pl.DataFrame, min_score: float) -> pl.DataFrame:
     )
 
 
+def leads_to_itself() -> pl.Expr:
+    """Say which rows of an edge table make a loop of their source."""
+    return (pl.col("source") == pl.col("target")) & (
+        pl.col("p_target_given_promoted") >= LOOP_SHARE
+    )
+
+
 def _loops(edges: pl.DataFrame) -> Iterable[Proposal]:
     """Give the features that lead back to themselves, and sets of them that lead to each other."""
-    sure = edges.filter(pl.col("p_target_given_promoted") >= LOOP_SHARE)
-    loops = set(sure.filter(pl.col("source") == pl.col("target"))["source"].to_list())
+    loops = set(edges.filter(leads_to_itself())["source"].to_list())
     for feature in sorted(loops):
         yield Proposal(((feature,),), "loop")
-    tied = sure.filter(pl.col("lift") >= MIN_LIFT).select("source", "target").rows()
+    sure = pl.col("p_target_given_promoted") >= LOOP_SHARE
+    tied = edges.filter(sure, pl.col("lift") >= MIN_LIFT).select("source", "target").rows()
     both_ways = {(a, b) for a, b in tied if a in loops and b in loops} & {(b, a) for a, b in tied}
     twins = nx.Graph((a, b) for a, b in sorted(both_ways) if a < b)
     for group in sorted(sorted(part) for part in nx.connected_components(twins)):
@@ -124,23 +140,60 @@ def _shares(flow: sparse.csr_array) -> tuple[NDArray[np.float64], NDArray[np.flo
     return flow.data / np.repeat(out, np.diff(flow.indptr)), flow.data / into[flow.indices]
 
 
-def _pairs(flow: sparse.csr_array) -> Iterable[Proposal]:
-    forward, _ = _shares(flow)
-    leads = sparse.csr_array((forward, flow.indices, flow.indptr), shape=flow.shape)
+def _roles(flow: sparse.csr_array) -> Roles:
+    """Group the features that get flow from the same ones and lead to the same ones."""
+    ties = sum(_cosines(side) for side in (flow, flow.T.tocsr()))
+    has = [(side.sum(axis=1) > 0).astype(np.float64) for side in (flow, flow.T)]
+    alike = ties.tocoo()
+    a, b = alike.coords
+    sides = sum(np.maximum(has_any[a], has_any[b]) for has_any in has)
+    same = alike.data >= MIN_ALIKE * sides
+    graph = sparse.coo_array((same[same], (a[same], b[same])), shape=flow.shape)
+    _, role_of = csgraph.connected_components(graph, directed=False)
+    members = np.flatnonzero(has[0] + has[1])
+    roles: dict[int, list[int]] = {}
+    for feature in members.tolist():
+        roles.setdefault(int(role_of[feature]), []).append(feature)
+    return [tuple(role) for role in roles.values()]
+
+
+def _cosines(rows: sparse.csr_array) -> sparse.csr_array:
+    length = np.sqrt(rows.multiply(rows).sum(axis=1))
+    scale = sparse.diags_array(np.divide(1.0, length, out=np.zeros_like(length), where=length > 0))
+    unit = scale @ rows
+    return (unit @ unit.T).tocsr()
+
+
+def _between(flow: sparse.csr_array, roles: Roles) -> sparse.csr_array:
+    """(n_roles, n_roles) flow from role to role; what stays in a role is left out."""
+    rows = np.repeat(np.arange(len(roles)), [len(role) for role in roles])
+    columns = np.array([feature for role in roles for feature in role], np.int64)
+    joins = sparse.csr_array((np.ones(len(rows)), (rows, columns)), (len(roles), flow.shape[0]))
+    total = (joins @ flow @ joins.T).tocoo()
+    a, b = total.coords
+    return sparse.csr_array((total.data[a != b], (a[a != b], b[a != b])), shape=total.shape)
+
+
+def _pairs(flow: sparse.csr_array, roles: Roles) -> Iterable[Proposal]:
+    between = _between(flow, roles)
+    forward, _ = _shares(between)
+    leads = sparse.csr_array((forward, between.indices, between.indptr), shape=between.shape)
     for a, b in _entries(leads.minimum(leads.T), PAIR_SHARE):
         if a < b:
-            yield Proposal(((a,), (b,)), "pair")
+            yield Proposal((roles[a], roles[b]), "pair")
 
 
-def _chains(flow: sparse.csr_array) -> Iterable[Proposal]:
-    least = np.minimum(*_shares(flow))
-    both_ways = sparse.csr_array((least, flow.indices, flow.indptr), shape=flow.shape)
+def _chains(flow: sparse.csr_array, roles: Roles) -> Iterable[Proposal]:
+    between = _between(flow, roles)
+    least = np.minimum(*_shares(between))
+    both_ways = sparse.csr_array((least, between.indices, between.indptr), shape=between.shape)
     links = nx.DiGraph(_entries(both_ways, CHAIN_SHARE))
     for part in sorted(sorted(part) for part in nx.weakly_connected_components(links)):
         line = links.subgraph(part)
         if not nx.is_directed_acyclic_graph(line):
             continue
-        places = [tuple(sorted(place)) for place in nx.topological_generations(line)]
+        generations = [sorted(at) for at in nx.topological_generations(line)]
+        places = [tuple(sorted(i for role in at for i in roles[role])) for at in generations]
         if len(places) >= MIN_CHAIN:
             yield Proposal(tuple(places), "chain")
 

@@ -1,7 +1,8 @@
 """A set of features -> states: which features belong, and which of them play one role.
 
 1. Each feature starts as a state of its own; those that hang loosely on the others are left out.
-2. States are merged where that loses least of what they say about the next token and the next state.
+2. States are merged where that loses least of what they say about the next token and the next state, until
+   as few are left as a person reads and what comes next tells the next two well apart.
 3. A state that is hardly ever current, says little, or hangs loosely on the others is dropped; step 2 is redone.
 """
 
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from circuits.states import (
-    information_bits,
     merge_order,
     merged_groups,
     outcome_table,
@@ -27,15 +27,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from circuits.propose import Proposal
+    from circuits.states import Merge
     from sae_core.schema import TokenTable
 
 MIN_STATE_STEPS = 25  # with fewer, a count's relative error 1 / sqrt(n) is over 20 %
 MIN_STATE_BITS = 0.3  # a state that says less about what comes next is no state
 MIN_FEATURE_BOUND = 0.3  # of a feature's comings and goings, this share must be from and to others
 MIN_BOUND = 0.4  # likewise of a state's
-KEPT_INFORMATION = (
-    0.8  # states are merged until less than this share of what they say would be left
-)
+MAX_TOLD = 0.3  # states are one where outcomes tell less than this of which of the two it was
 MAX_STATES = 8  # what a person reads in one picture
 MAX_OUTCOMES = 3000  # (token, next state) kinds told apart while merging; the rest is one
 
@@ -95,15 +94,30 @@ def _merged(groups: Groups, text: Text) -> Groups:
         return groups
     counts = _outcomes(groups, text)
     order = merge_order(counts)
-    left = information_bits(counts)
-    floor = KEPT_INFORMATION * left
-    n_states = len(groups)
+    n_steps = counts.sum(axis=1)
+    n_merges = 0
     for merge in order:
-        left -= merge.loss_bits
-        if n_states <= MAX_STATES and left < floor:
+        sizes = n_steps[[merge.a, merge.b]]
+        if len(groups) - n_merges <= MAX_STATES and _told(merge, sizes, counts.sum()) > MAX_TOLD:
             break
-        n_states -= 1
-    return merged_groups(groups, order, max(2, n_states))
+        n_steps[merge.a] = sizes.sum()
+        n_merges += 1
+    return merged_groups(groups, order, max(2, len(groups) - n_merges))
+
+
+def _told(merge: Merge, sizes: NDArray[np.int64], n_steps: int) -> float:
+    """Give how much outcomes tell of which of two states it was: 0 nothing, 1 all.
+
+    Args:
+        merge: of the two.
+        sizes: (2,) steps of each.
+        n_steps: of all states.
+    """
+    if not sizes.all():
+        return 0.0
+    share = sizes / sizes.sum()
+    which = -float((share * np.log2(share)).sum())
+    return float(merge.loss_bits * n_steps / (sizes.sum() * which))
 
 
 def _outcomes(groups: Groups, text: Text) -> NDArray[np.int64]:

@@ -16,7 +16,18 @@ import pytest
 from planted import PlantedWorld, planted_world
 
 import circuits
-from circuits.discover import KINDS, MAX_OVERLAP, MAX_PER_KIND, index_frame, write_automata
+from circuits.assemble import Draft
+from circuits.discover import (
+    KINDS,
+    MAX_OVERLAP,
+    MAX_PER_KIND,
+    index_frame,
+    tied,
+    unions,
+    write_automata,
+)
+from circuits.fidelity import Scores
+from circuits.states import Steps
 from sae_core.errors import GraphError
 from sae_core.run_writer import write_run
 from sae_core.store import read_documents, read_manifest, read_tokens, read_vocabulary
@@ -80,6 +91,30 @@ def test_states_of_a_pair_are_the_hidden_ones(found: list[Found]) -> None:
             for automaton in one.automata
         ]
         assert set(hidden) in states
+
+
+def test_features_that_stay_on_around_a_machine_are_no_automaton(found: list[Found]) -> None:
+    for one in found:
+        for automaton in one.automata:
+            assert not set(automaton.features) <= one.world.context, automaton.name
+
+
+def draft(sequence: str, features: tuple[int, ...]) -> Draft:
+    """Give a system that is current where the text says x."""
+    states = np.array([0 if mark == "x" else -1 for mark in sequence], np.int32)
+    none = np.zeros(0, np.int32)
+    scores = Scores(0.5, 2.0, 1.0, 0.1)
+    steps = Steps(np.zeros(0, np.int64), none, none, none)
+    return Draft("system", tuple((feature,) for feature in features), states, steps, scores)
+
+
+def test_systems_are_tried_as_one_only_where_they_lead_to_each_other() -> None:
+    whole, part = draft("xx..xxx..x..", (0, 1, 2)), draft("..x....x....", (3, 4, 5))
+    # Of the part's 4 comings and goings 2 are from the whole; of the whole's 5, 2 are to the part.
+    assert tied(whole, part) == tied(part, whole) == 2 / 4
+    apart = draft("............", (6, 7, 8))
+    assert tied(whole, apart) == 0
+    assert [one.features for one in unions([whole, part, apart])] == [(0, 1, 2, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
