@@ -8,8 +8,8 @@
    features that fired; the gradient along each decoder row is removed before, and the rows have
    unit norm again after.
 4. Features that have been silent for long learn, on some rows of each batch, to reconstruct what is
-   missing (the auxiliary loss), so that they come back to life, with Adam's memory of it wiped;
-   `l1` resamples them instead.
+   missing (the auxiliary loss), so that they come back to life; where it weighs much, Adam's
+   memory of it is wiped then. `l1` resamples them instead.
 
 Sources: Bricken et al. 2023 (b_dec, unit rows, resampling); Gao et al. 2024, section A.2.
 """
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 KEEP_V = 0.999  # Adam's beta 2
 AUX_ROWS = 8  # one row of a batch in so many takes part in the auxiliary loss
+HEAVY = 4.0  # times the weight of the main loss: Adam's memory of such slopes is out of its scale
 LEAST = 1e-12  # what is divided by; only a batch of equal rows has less
 
 
@@ -123,7 +124,7 @@ class Learner:
         """
         x, active, missed, fvu = self._seen
         fires = torch.bincount(active.ids[active.acts > 0], minlength=len(self.silent)) > 0
-        if self.uses_aid:  # its slopes, of another size, would hold the feature back for long
+        if self.uses_aid and self._weight(float(fvu)) > HEAVY:
             self.engine.forget((fires & self._idle()).nonzero()[:, 0])
         self.silent = torch.where(fires, 0, self.silent + len(x))
         aid = self._aid(x, missed, float(fvu)) if self.uses_aid else None
@@ -205,13 +206,17 @@ class Learner:
         values, at = hidden.topk(min(self.config.k_aux, (len(idle) + 1) // 2), dim=1, sorted=False)
         dec = engine.dec[idle]
         miss = torch.zeros_like(hidden).scatter_(1, at, values) @ dec - missing
-        miss *= self.config.aux_coefficient / fvu * len(x) / n
+        miss *= self._weight(fvu) * len(x) / n / AUX_ROWS
         at, order = at.sort(dim=1)
         values, slopes = values.gather(1, order), (miss @ dec.T).gather(1, at)
         indptr = torch.arange(n + 1, device=x.device) * at.shape[1]
         return Aid(
             Active(indptr, idle[at].flatten().int(), values.flatten()), miss, slopes.flatten()
         )
+
+    def _weight(self, fvu: float) -> float:
+        """Give the weight of the auxiliary loss of a row that takes part, beside the main one's."""
+        return self.config.aux_coefficient / max(fvu, LEAST) * AUX_ROWS
 
     def _idle(self) -> Tensor:
         return self.silent > self.config.dead_after

@@ -104,7 +104,7 @@ def test_a_higher_cost_leaves_fewer_features() -> None:
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in UNAIDED])
 def test_a_feature_that_comes_back_to_life_learns_as_if_it_were_new(variant: str) -> None:
     x = torch.from_numpy(planted(256)[0])
-    learner = Learner(config(variant), x, CPU)
+    learner = Learner(config(variant, aux_coefficient=100.0), x, CPU)
     learner.look(x)
     learner.learn(1, 1.0)
     back, stays = learner.silent.eq(0).nonzero()[:2, 0].tolist()
