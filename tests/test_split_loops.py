@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from circuits.evidence import build_edges
+from circuits.edge_tables import build_edges
 from circuits.shape import Text
 from circuits.split_loops import _as_one, split_loops
 from sae_core.schema import TokenTable
