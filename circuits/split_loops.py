@@ -24,6 +24,7 @@ from scipy.sparse import csgraph
 from circuits.edge_tables import IS_EDGE
 from circuits.evidence import pair_table
 from circuits.propose import Proposal, leads_to_itself
+from circuits.states import has_next
 from sae_core.statistics import PROMOTION_THRESHOLD, collect
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _counted(text: Text, features: NDArray[np.uint32]) -> tuple[sparse.csr_array
     known = np.isin(tokens.features, features)
     rows, column = rows[known], np.searchsorted(features, tokens.features[known])
     fires = sparse.csr_array((np.ones(len(rows)), (rows, column)), shape=(n, len(features)))
-    promotes = tokens.promotions[known] > PROMOTION_THRESHOLD  # 0 where no token comes next
+    promotes = (tokens.promotions[known] > PROMOTION_THRESHOLD) & has_next(tokens)[rows]
     came = tokens.token_ids[rows[promotes] + 1]
     shape = (len(features), len(text.token_strs))
     ones = np.ones(len(came))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,6 +87,19 @@ def test_a_split_loop_is_found_as_one(
     text = text_of(np.hstack([inside[:, None] & parts, topic]), inside, tokens)
     found = split_loops(edges_of(text, n_parts + 1), text)
     assert [(one.kind, one.groups) for one in found] == [("loop", (tuple(range(n_parts)),))]
+
+
+def test_what_is_promoted_where_no_token_follows_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    inside = bursts(rng) | (np.arange(N) == N - 1)
+    tokens = np.where(inside, rng.integers(N_LOOP, size=N), rng.integers(N_LOOP, N_WORDS, size=N))
+    text = text_of(inside[:, None] & (by_text(tokens)[:, None] == np.arange(2)), inside, tokens)
+    edges = edges_of(text, 2)
+    last = np.repeat(np.arange(N) % N_IN_DOC == N_IN_DOC - 1, np.diff(text.tokens.indptr))
+    assert last[-1]  # of the whole text, too
+    promotions = np.where(last, np.float32(MEMBER), text.tokens.promotions)
+    odd = replace(text, tokens=text.tokens._replace(promotions=promotions))
+    assert split_loops(edges, odd) == split_loops(edges, text) != []
 
 
 def test_loops_of_other_tokens_stay_apart() -> None:
