@@ -19,7 +19,6 @@ import polars as pl
 
 from circuits import evidence
 from circuits.edge_tables import (
-    coactivation,
     find_edges,
     read_edge_tokens,
     read_pairs,
@@ -95,14 +94,13 @@ def _write_graph(
         found,
         statistics,
         read_vocabulary(path),
+        pl.scan_parquet(folder / "coactivation.parquet", glob=False),
         logit_effects=_logit_effects(path),
         given=given_in_run(path, statistics),
     )
     if measure and len(tables.edges):
         edges = with_effects(tables.edges, measure(tables.edges))
         tables = replace(tables, edges=edges)
-    pairs = pl.scan_parquet(folder / "coactivation.parquet", glob=False)
-    tables = replace(tables, coactivation=coactivation(pairs, statistics))
     for name in GRAPH_TABLES:
         write_parquet(path / "graph" / f"{name}.parquet", getattr(tables, name))
     summary = {

@@ -83,7 +83,8 @@ def build_edges(
         The tables; empty ones with a reason when no pair passes.
     """
     found = find_edges(statistics)
-    return tables_of(found, statistics, vocabulary, logit_effects=logit_effects, given=given)
+    pairs = statistics.coactivation.lazy()
+    return tables_of(found, statistics, vocabulary, pairs, logit_effects=logit_effects, given=given)
 
 
 class Found(NamedTuple):
@@ -108,11 +109,12 @@ def tables_of(
     found: Found,
     statistics: Statistics,
     vocabulary: pl.DataFrame,
+    pairs: pl.LazyFrame,
     *,
     logit_effects: pl.DataFrame | None,
     given: pl.DataFrame | None,
 ) -> EdgeTables:
-    """Give the tables of a graph, from its edges; see `build_edges`."""
+    """Give the tables of a graph, from its edges; see `build_edges`, and `coactivation` for pairs."""
     edges = found.edges.with_columns(
         *predicted_effects(found.edges, statistics, logit_effects, given),
         *(pl.lit(None, pl.Float64).alias(name) for name in ("causal", "causal_stderr")),
@@ -120,7 +122,7 @@ def tables_of(
     return EdgeTables(
         edges=edges.select(pl.col(name).cast(kind) for name, kind in EDGE_SCHEMA.items()),
         edge_tokens=_edge_tokens(edges, statistics.edge_tokens, vocabulary),
-        coactivation=coactivation(statistics.coactivation.lazy(), statistics),
+        coactivation=coactivation(pairs, statistics),
         reason=found.reason,
     )
 
