@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from circuits.naming import slug_of, title_of
 from circuits.shape import MIN_STATE_STEPS, Text, shape
 from circuits.states import has_next, state_sequence, steps_of, transition_matrix
 from circuits.summarise import summarise
+from circuits.zoom import DRAWN_STATES, zoom
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,17 +99,21 @@ def automaton_of(
     Returns:
         The automaton; its name is not yet unique.
     """
-    states = _states(draft, text)
-    transitions = _transitions(draft, text.token_strs)
     held = held_out_scores(draft.groups, draft.steps, text.mean_act, held_out)
-    return FeatureAutomaton(
-        name=slug_of(draft.kind, states, transitions),
-        title=title_of(draft.kind, states, transitions),
+    whole = FeatureAutomaton(
+        name="",
+        title="",
         kind=draft.kind,
         scores=draft.scores._asdict() | held,
-        states=states,
-        transitions=transitions,
+        states=_states(draft, text),
+        transitions=_transitions(draft, text.token_strs),
         provenance=dict(provenance),
+    )
+    drawn = zoom(whole, min(len(whole.states), DRAWN_STATES))
+    return replace(
+        whole,
+        name=slug_of(draft.kind, drawn.states, drawn.transitions),
+        title=title_of(draft.kind, drawn.states, drawn.transitions),
     )
 
 
@@ -126,8 +131,9 @@ def apart(tokens: TokenTable, sequence: NDArray[np.int32]) -> float:
     """
     rows = np.flatnonzero(has_next(tokens))
     inside = (sequence[rows] >= 0).astype(np.int64)
-    following, token = np.unique(tokens.token_ids[rows + 1], return_inverse=True)
-    counts = np.bincount(inside * len(following) + token, minlength=2 * len(following))
+    following = tokens.token_ids[rows + 1].astype(np.int64)
+    n_kinds = 1 + int(following.max(initial=0))
+    counts = np.bincount(inside * n_kinds + following, minlength=2 * n_kinds)
     table = counts.reshape(2, -1)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     ratio = np.divide(shares, shares.mean(axis=0), out=np.ones_like(shares), where=shares > 0)

@@ -122,6 +122,20 @@ def tied(one: Draft, other: Draft) -> float:
     return float(np.max(crossings / np.maximum(moves, 1)))
 
 
+def is_part(one: Draft, other: Draft) -> bool:
+    """Say whether an automaton is a piece of another kind of one.
+
+    It is where its features are the other's too, and it is mostly left for, or come to from, the rest of
+    the other. A loop is no piece: a state that leads to itself is worth a look of its own.
+    """
+    if one.kind in ("loop", other.kind) or not one.features < other.features:
+        return False
+    inside, rest = one.sequence >= 0, (other.sequence >= 0) & (one.sequence < 0)
+    goes, comes = inside[:-1] & ~inside[1:], ~inside[:-1] & inside[1:]
+    to_rest = (goes & rest[1:]).sum() + (comes & rest[:-1]).sum()
+    return bool(to_rest >= MIN_TIED * (goes.sum() + comes.sum()))
+
+
 def rank(drafts: Sequence[Draft]) -> list[Draft]:
     """Fold near-duplicates and put the best first, the kinds taking turns.
 
@@ -131,7 +145,9 @@ def rank(drafts: Sequence[Draft]) -> list[Draft]:
     Returns:
         At most MAX_PER_KIND of each kind.
     """
-    by_kind = {kind: _best([d for d in drafts if d.kind == kind]) for kind in KINDS}
+    best = [draft for kind in KINDS for draft in _best(d for d in drafts if d.kind == kind)]
+    whole = [one for one in best if not any(is_part(one, other) for other in best)]
+    by_kind = {kind: [draft for draft in whole if draft.kind == kind] for kind in KINDS}
     order = sorted(KINDS, key=lambda kind: -_value(by_kind[kind][0]) if by_kind[kind] else 0.0)
     turns = zip_longest(*(by_kind[kind] for kind in order))
     return [draft for turn in turns for draft in turn if draft is not None]

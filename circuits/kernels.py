@@ -67,6 +67,32 @@ def current_states(  # noqa: PLR0917 - arrays by position
 
 
 @compiled
+def merge_costs(  # noqa: PLR0917 - arrays by position
+    counts: NDArray[np.int64],
+    sums: NDArray[np.int64],
+    n_log_n: NDArray[np.float64],
+    row: int,
+    others: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    out: NDArray[np.float64],
+) -> None:
+    """Fill out[i] with what is lost of I(row; column), in bits x counts, if others[i] joins `row`.
+
+    `n_log_n` holds n log2 n up to the largest sum of two rows; `columns` are those where `row` is
+    not 0.
+    """
+    for place in range(len(others)):
+        other = others[place]
+        a, b = sums[row], sums[other]
+        lost = n_log_n[a + b] - n_log_n[a] - n_log_n[b]
+        for column in columns:
+            a, b = counts[row, column], counts[other, column]
+            if b > 0:
+                lost -= n_log_n[a + b] - n_log_n[a] - n_log_n[b]
+        out[place] = max(0.0, lost)
+
+
+@compiled
 def _find(index: Index, feature: int, token: int) -> int:
     """Give the row of a feature and a token, -1 where there is none."""
     low, high = index.starts[feature], index.starts[feature + 1]

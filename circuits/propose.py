@@ -21,6 +21,7 @@ import networkx as nx
 import numpy as np
 import polars as pl
 from scipy import sparse
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse import csgraph
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ PAIR_SHARE = 0.25  # of each one's flow, this share must go to the other
 CHAIN_SHARE = 0.3  # of each one's flow, this share must go to the next, which two may share
 MIN_ALIKE = 0.8  # cosine of what two features get, and of what they give, on average, for one role
 MIN_CHAIN = 4  # places; shorter chains are pairs and systems
-MAX_FEATURES = 80  # a set with more is a topic, not an automaton
+MAX_FEATURES = 400  # a set with more is a topic, not an automaton
 MIN_INSIDE = 0.5  # of a member's flow, this share must stay in the set
+MIN_GIVEN = 0.3  # of the nats that members usually give to what follows; less is an onlooker's
+MIN_CLOSED = 0.9  # of a closed set's flow, fine threads included, this share stays inside
 
 
 _TIE = (pl.col("score") * pl.col("n_promoted").clip(lower_bound=1)).sqrt()  # strength and use alike
@@ -56,6 +59,9 @@ class Proposal(NamedTuple):
 
     kind: str
     """How it was found: loop, pair, chain or system."""
+
+    closed: bool = False
+    """Hardly any flow leaves it: where its states lead to none of it, a feature missed a token."""
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -80,7 +86,36 @@ def propose(edges: pl.DataFrame, d_sae: int) -> list[Proposal]:
         ties = flow_matrix(strong, d_sae, weight=_TIE)
         roles = _roles(flow)
         found += [*_pairs(flow, roles), *_chains(flow, roles), *_systems(ties)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(_settled(found, edges, d_sae)))
+
+
+def _settled(found: Iterable[Proposal], edges: pl.DataFrame, d_sae: int) -> Iterable[Proposal]:
+    """Leave onlookers out of each set, and say which sets are closed."""
+    nats = pl.col("n_promoted") * pl.col("promoted_nats").fill_null(0.0)
+    given = flow_matrix(edges, d_sae, weight=nats)
+    pairs = flow_matrix(edges, d_sae, weight=pl.col("n_pairs"))
+    finest = strong_edges(edges, min(MIN_SCORES))
+    flow = flow_matrix(finest, d_sae, weight=pl.col("n_promoted").clip(lower_bound=1))
+    flow = (flow + flow.T).tocsr()
+    total = flow.sum(axis=1)
+    for one in found:
+        features = np.array(one.features)
+        onlookers = _onlookers(features, given, pairs)
+        groups = (tuple(i for i in group if i not in onlookers) for group in one.groups)
+        inside = flow[features][:, features].sum()
+        closed = inside >= MIN_CLOSED * total[features].sum()
+        yield Proposal(tuple(group for group in groups if group), one.kind, bool(closed))
+
+
+def _onlookers(
+    features: NDArray[np.int64], given: sparse.csr_array, pairs: sparse.csr_array
+) -> set[int]:
+    """Give the members that fire where others do, but hardly make likelier what then follows."""
+    n_pairs = pairs[features][:, features].sum(axis=1)
+    leads = n_pairs > 0
+    nats = given[features][:, features].sum(axis=1)[leads] / n_pairs[leads]
+    few = nats < MIN_GIVEN * np.median(nats) if len(nats) > 1 else []
+    return set(features[leads][few].tolist())
 
 
 def flow_matrix(edges: pl.DataFrame, d_sae: int, *, weight: pl.Expr) -> sparse.csr_array:
@@ -141,20 +176,31 @@ def _shares(flow: sparse.csr_array) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 def _roles(flow: sparse.csr_array) -> Roles:
-    """Group the features that get flow from the same ones and lead to the same ones."""
+    """Group the features that get flow from the same ones and lead to the same ones, every two alike."""
     ties = sum(_cosines(side) for side in (flow, flow.T.tocsr()))
     has = [(side.sum(axis=1) > 0).astype(np.float64) for side in (flow, flow.T)]
     alike = ties.tocoo()
     a, b = alike.coords
     sides = sum(np.maximum(has_any[a], has_any[b]) for has_any in has)
-    same = alike.data >= MIN_ALIKE * sides
-    graph = sparse.coo_array((same[same], (a[same], b[same])), shape=flow.shape)
-    _, role_of = csgraph.connected_components(graph, directed=False)
+    alike.data /= sides
+    likeness, same = alike.tocsr(), alike.data >= MIN_ALIKE
+    graph = sparse.coo_array((alike.data[same], (a[same], b[same])), shape=flow.shape)
+    _, part_of = csgraph.connected_components(graph, directed=False)
     members = np.flatnonzero(has[0] + has[1])
-    roles: dict[int, list[int]] = {}
-    for feature in members.tolist():
-        roles.setdefault(int(role_of[feature]), []).append(feature)
-    return [tuple(role) for role in roles.values()]
+    members = members[np.argsort(part_of[members], kind="stable")]
+    starts = np.flatnonzero(np.diff(part_of[members], prepend=-1))
+    parts = np.split(members, starts[1:])
+    return sorted(role for part in parts for role in _all_alike(part, likeness))
+
+
+def _all_alike(part: NDArray[np.int64], likeness: sparse.csr_array) -> Roles:
+    """Part features into groups of which every two are alike (complete linkage)."""
+    if len(part) < 3:
+        return [tuple(part.tolist())]
+    apart = np.maximum(0.0, 1 - likeness[part][:, part].toarray())
+    tree = linkage(apart[np.triu_indices(len(part), 1)], "average")
+    group = fcluster(tree, 1 - MIN_ALIKE, "distance")
+    return [tuple(part[group == at].tolist()) for at in np.unique(group)]
 
 
 def _cosines(rows: sparse.csr_array) -> sparse.csr_array:

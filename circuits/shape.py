@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from circuits.states import (
+    information_bits,
     merge_order,
     merged_groups,
     outcome_table,
@@ -24,18 +25,20 @@ from circuits.states import (
 from sae_core.store import select_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from circuits.propose import Proposal
-    from circuits.states import Merge
     from sae_core.schema import TokenTable
 
 MIN_STATE_STEPS = 25  # with fewer, a count's relative error 1 / sqrt(n) is over 20 %
 MIN_STATE_BITS = 0.3  # a state that says less about what comes next is no state
-MIN_FEATURE_BOUND = 0.3  # of a feature's comings and goings, this share must be from and to others
-MIN_BOUND = 0.4  # likewise of a state's
-MAX_TOLD = 0.3  # states are one where outcomes tell less than this of which of the two it was
-MAX_STATES = 8  # what a person reads in one picture
+MIN_BOUND = 0.4  # of a state's comings and goings, this share must be from and to others
+MIN_BOUND_CLOSED = 0.2  # likewise in a closed set
+FEATURE_BOUND = 0.75  # of that, what a feature that is not yet part of a state needs
+MAX_TOLD = 0.23  # states are one where outcomes tell less than this of which of the two it was
+MAX_STATES = 40  # pictures draw fewer (`zoom`)
 MAX_OUTCOMES = 3000  # (token, next state) kinds told apart while merging; the rest is one
 
 Groups = list[tuple[int, ...]]
@@ -64,24 +67,40 @@ def shape(proposal: Proposal, text: Text) -> Groups:
         The features of each state; empty when nothing of the set holds together.
     """
     groups: Groups = list(proposal.groups)
+    text = replace(text, tokens=_only(text.tokens, proposal.features, len(text.mean_act)))
     if proposal.kind != "system":
-        return _without_idle(groups, text, proposal.kind)
-    groups = _bound_features(groups, text)
+        return _without_idle(groups, text)
+    bound = MIN_BOUND_CLOSED if proposal.closed else MIN_BOUND
+    groups = _bound_features(groups, text, FEATURE_BOUND * bound)
     while groups:
         merged = _merged(groups, text)
-        kept = _without_idle(merged, text, proposal.kind)
+        kept = _without_idle(merged, text, bound)
         if len(kept) == len(merged):
             return kept
         groups = [(feature,) for group in kept for feature in group]
     return []
 
 
-def _bound_features(groups: Groups, text: Text) -> Groups:
+def _only(tokens: TokenTable, features: Sequence[int], d_sae: int) -> TokenTable:
+    """Leave out what other features did: the states are read again and again."""
+    is_member = np.zeros(d_sae, dtype=bool)
+    is_member[list(features)] = True
+    kept = is_member[tokens.features]
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return tokens._replace(
+        indptr=before[tokens.indptr],
+        features=tokens.features[kept],
+        acts=tokens.acts[kept],
+        promotions=tokens.promotions[kept],
+    )
+
+
+def _bound_features(groups: Groups, text: Text, least: float) -> Groups:
     """Leave out the features that hang loosely on the others, a tenth of them at a time."""
     while len(groups) > 2:
         sequence = state_sequence(text.tokens, groups, text.mean_act)
         bound = _bound(sequence, text.tokens, len(groups))
-        loose = np.flatnonzero(bound < MIN_FEATURE_BOUND)
+        loose = np.flatnonzero(bound < least)
         if not len(loose):
             break
         worst = loose[np.argsort(bound[loose], kind="stable")][: max(1, len(groups) // 10)]
@@ -94,30 +113,32 @@ def _merged(groups: Groups, text: Text) -> Groups:
         return groups
     counts = _outcomes(groups, text)
     order = merge_order(counts)
-    n_steps = counts.sum(axis=1)
+    rows = counts.copy()
     n_merges = 0
     for merge in order:
-        sizes = n_steps[[merge.a, merge.b]]
-        if len(groups) - n_merges <= MAX_STATES and _told(merge, sizes, counts.sum()) > MAX_TOLD:
+        two = rows[[merge.a, merge.b]]
+        if len(groups) - n_merges <= MAX_STATES and _told(two) > MAX_TOLD:
             break
-        n_steps[merge.a] = sizes.sum()
+        rows[merge.a] = two.sum(axis=0)
         n_merges += 1
     return merged_groups(groups, order, max(2, len(groups) - n_merges))
 
 
-def _told(merge: Merge, sizes: NDArray[np.int64], n_steps: int) -> float:
+def _told(two: NDArray[np.int64]) -> float:
     """Give how much outcomes tell of which of two states it was: 0 nothing, 1 all.
 
+    What few steps tell by chance is taken out (Miller 1955).
+
     Args:
-        merge: of the two.
-        sizes: (2,) steps of each.
-        n_steps: of all states.
+        two: (2, n_outcomes) steps of each.
     """
+    sizes = two.sum(axis=1)
     if not sizes.all():
         return 0.0
-    share = sizes / sizes.sum()
-    which = -float((share * np.log2(share)).sum())
-    return float(merge.loss_bits * n_steps / (sizes.sum() * which))
+    n_kinds = int((two.sum(axis=0) > 0).sum())
+    by_chance = (n_kinds - 1) / (2 * np.log(2) * sizes.sum())
+    told: float = max(0.0, information_bits(two) - by_chance) / information_bits(np.diag(sizes))
+    return told
 
 
 def _outcomes(groups: Groups, text: Text) -> NDArray[np.int64]:
@@ -130,17 +151,17 @@ def _outcomes(groups: Groups, text: Text) -> NDArray[np.int64]:
     return np.hstack([counts[:, by_size[:MAX_OUTCOMES]], rest])
 
 
-def _without_idle(groups: Groups, text: Text, kind: str) -> Groups:
+def _without_idle(groups: Groups, text: Text, least: float = 0.0) -> Groups:
     """Leave out states that are hardly ever current or say little, and the loosest if it is too loose."""
     sequence = state_sequence(text.tokens, groups, text.mean_act)
     counts, _ = outcome_table(steps_of(text.tokens, sequence), len(groups))
     keep = counts.sum(axis=1) >= MIN_STATE_STEPS
     if len(groups) > 1:
         keep &= _bits_said(counts) >= MIN_STATE_BITS
-    if kind == "system" and len(groups) > 2:
+    if least and len(groups) > 2:
         bound = _bound(sequence, text.tokens, len(groups))
         loosest = int(np.argmin(bound))
-        keep[loosest] &= bound[loosest] >= MIN_BOUND
+        keep[loosest] &= bound[loosest] >= least
     return [group for group, good in zip(groups, keep, strict=True) if good]
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -160,27 +161,46 @@ def merge_order(counts: NDArray[np.int64]) -> list[Merge]:
     Returns:
         n_states - 1 merges; `a` < `b` are rows of `counts`, and `b`'s counts are then `a`'s.
     """
-    rows = counts.astype(np.float64)
-    total = max(1.0, float(rows.sum()))
-    alive = list(range(len(rows)))
-    own = _weighted_entropy(rows)
+    rows = counts.astype(np.int64)
+    sums = rows.sum(axis=1)
+    total = int(sums.sum())
+    n_log_n = _n_log_n(1 << total.bit_length())
+    alive = np.ones(len(rows), dtype=bool)
     loss = np.full((len(rows), len(rows)), np.inf)
-    for at, a in enumerate(alive[:-1]):
-        rest = np.array(alive[at + 1 :])
-        loss[a, rest] = _weighted_entropy(rows[a] + rows[rest]) - own[a] - own[rest]
+    for a in range(len(rows) - 1):
+        loss[a, a + 1 :] = _costs(rows, sums, n_log_n, a, np.arange(a + 1, len(rows)))
     order: list[Merge] = []
-    while len(alive) > 1:
+    while len(order) < len(rows) - 1:
         a, b = divmod(int(np.argmin(loss)), len(rows))
-        order.append(Merge(a, b, max(0.0, float(loss[a, b]) / total)))
+        order.append(Merge(a, b, float(loss[a, b]) / max(1, total)))
         rows[a] += rows[b]
-        own[a] = _weighted_entropy(rows[a])
-        alive.remove(b)
+        sums[a] += sums[b]
+        alive[[a, b]] = False
         loss[b, :] = loss[:, b] = np.inf
-        others = np.array([state for state in alive if state != a], dtype=np.int64)
-        if len(others):
-            cost = _weighted_entropy(rows[a] + rows[others]) - own[a] - own[others]
-            loss[np.minimum(a, others), np.maximum(a, others)] = cost
+        others = np.flatnonzero(alive)
+        alive[a] = True
+        cost = _costs(rows, sums, n_log_n, a, others)
+        loss[np.minimum(a, others), np.maximum(a, others)] = cost
     return order
+
+
+def _costs(
+    rows: NDArray[np.int64],
+    sums: NDArray[np.int64],
+    n_log_n: NDArray[np.float64],
+    row: int,
+    others: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    cost = np.empty(len(others))
+    kernels.merge_costs(rows, sums, n_log_n, row, others, np.flatnonzero(rows[row]), cost)
+    return cost
+
+
+@lru_cache(maxsize=4)
+def _n_log_n(size: int) -> NDArray[np.float64]:
+    """(size,) n log2 n of each n, 0 for 0."""
+    n = np.arange(size, dtype=np.float64)
+    return n * np.log2(n, out=np.zeros_like(n), where=n > 0)
 
 
 def merged_groups(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from circuits.automaton import Example, FeatureAutomaton
 
+DRAWN_STATES = 8  # what a person reads in one picture
 MAX_WORK = 10**10  # states squared x outcomes, about a minute; what is found takes a thousandth
 REST = -1  # stands for the tokens that an arrow does not list
 

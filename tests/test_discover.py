@@ -22,6 +22,8 @@ from circuits.discover import (
     MAX_OVERLAP,
     MAX_PER_KIND,
     index_frame,
+    is_part,
+    rank,
     tied,
     unions,
     write_automata,
@@ -115,6 +117,20 @@ def test_systems_are_tried_as_one_only_where_they_lead_to_each_other() -> None:
     apart = draft("............", (6, 7, 8))
     assert tied(whole, apart) == 0
     assert [one.features for one in unions([whole, part, apart])] == [(0, 1, 2, 3, 4, 5)]
+
+
+def test_a_piece_of_another_automaton_is_no_automaton_of_its_own() -> None:
+    whole = draft("xxxx..xxxx..", (0, 1, 2, 3))
+    piece, apart = (
+        replace(draft(sequence, (0, 1)), kind="pair")
+        for sequence in ("xx....xx....", "xxxx..xxxx..")
+    )
+    assert is_part(piece, whole)
+    assert not is_part(apart, whole)  # it is left for the outside, never for the rest of the whole
+    assert not is_part(replace(piece, kind="loop"), whole)
+    assert not is_part(replace(piece, kind="system"), whole)  # of a kind, overlap folds them
+    assert rank([whole, piece]) == [whole]
+    assert rank([whole, apart]) == [whole, apart]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

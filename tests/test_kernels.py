@@ -14,7 +14,8 @@ import polars as pl
 import pytest
 
 from circuits.given import indexed
-from circuits.kernels import Index, add_left, add_shares, current_states
+from circuits.kernels import Index, add_left, add_shares, current_states, merge_costs
+from circuits.states import information_bits
 from sae_core import counting, kernels, pair_counts, pair_loops, row_loops
 
 if TYPE_CHECKING:
@@ -209,6 +210,20 @@ def test_current_states_equal_their_plain_twin(seed: int) -> None:
     expected = naive.states(tokens, state_of.tolist(), inverse.tolist(), 0.7)
     assert len(set(expected)) > 2
     assert out.tolist() == expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_costs_of_merging_rows_are_the_information_they_lose(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 30, (5, 9)) * (rng.random((5, 9)) < 0.6)
+    n = np.arange(int(counts.sum()) + 1)
+    n_log_n = n * np.log2(np.maximum(n, 1))
+    row, others = 2, np.array([0, 1, 3, 4])
+    out = np.empty(4)
+    merge_costs(counts, counts.sum(axis=1), n_log_n, row, others, np.flatnonzero(counts[row]), out)
+    for other, cost in zip(others, out, strict=True):
+        pair = counts[[row, other]]
+        assert cost == pytest.approx(information_bits(pair) * pair.sum(), abs=1e-9)
 
 
 def test_the_lower_state_wins_a_tie() -> None:
