@@ -37,6 +37,7 @@ MIN_STATE_BITS = 0.3  # a state that says less about what comes next is no state
 MIN_BOUND = 0.4  # of a state's comings and goings, this share must be from and to others
 MIN_BOUND_CLOSED = 0.2  # likewise in a closed set
 FEATURE_BOUND = 0.75  # of that, what a feature that is not yet part of a state needs
+LEFT_AT_ONCE = 10  # of so many features or states, the loosest one is left out, then all is redone
 MAX_TOLD = 0.23  # states are one where outcomes tell less than this of which of the two it was
 MAX_STATES = 40  # pictures draw fewer (`zoom`)
 MAX_OUTCOMES = 3000  # (token, next state) kinds told apart while merging; the rest is one
@@ -82,17 +83,24 @@ def shape(proposal: Proposal, text: Text) -> Groups:
 
 
 def _only(tokens: TokenTable, features: Sequence[int], d_sae: int) -> TokenTable:
-    """Leave out what other features did: the states are read again and again."""
+    """Keep what some features did, and of the tokens those where one fires and the next ones.
+
+    States are read again and again; this is all that they and their steps depend on.
+    """
     is_member = np.zeros(d_sae, dtype=bool)
     is_member[list(features)] = True
     kept = is_member[tokens.features]
     before = np.concatenate([[0], np.cumsum(kept)])
-    return tokens._replace(
-        indptr=before[tokens.indptr],
+    indptr = before[tokens.indptr]
+    fires = np.diff(indptr) > 0
+    fires[1:] |= fires[:-1].copy()
+    members = tokens._replace(
+        indptr=indptr,
         features=tokens.features[kept],
         acts=tokens.acts[kept],
         promotions=tokens.promotions[kept],
     )
+    return select_tokens(members, fires)
 
 
 def _bound_features(groups: Groups, text: Text, least: float) -> Groups:
@@ -103,7 +111,9 @@ def _bound_features(groups: Groups, text: Text, least: float) -> Groups:
         loose = np.flatnonzero(bound < least)
         if not len(loose):
             break
-        worst = loose[np.argsort(bound[loose], kind="stable")][: max(1, len(groups) // 10)]
+        worst = loose[np.argsort(bound[loose], kind="stable")][
+            : max(1, len(groups) // LEFT_AT_ONCE)
+        ]
         groups = [group for at, group in enumerate(groups) if at not in set(worst.tolist())]
     return groups
 
@@ -152,7 +162,7 @@ def _outcomes(groups: Groups, text: Text) -> NDArray[np.int64]:
 
 
 def _without_idle(groups: Groups, text: Text, least: float = 0.0) -> Groups:
-    """Leave out states that are hardly ever current or say little, and the loosest if it is too loose."""
+    """Leave out states that are hardly ever current or say little, and the loosest if too loose."""
     sequence = state_sequence(text.tokens, groups, text.mean_act)
     counts, _ = outcome_table(steps_of(text.tokens, sequence), len(groups))
     keep = counts.sum(axis=1) >= MIN_STATE_STEPS
@@ -160,7 +170,7 @@ def _without_idle(groups: Groups, text: Text, least: float = 0.0) -> Groups:
         keep &= _bits_said(counts) >= MIN_STATE_BITS
     if least and len(groups) > 2:
         bound = _bound(sequence, text.tokens, len(groups))
-        loosest = int(np.argmin(bound))
+        loosest = np.argsort(bound, kind="stable")[: max(1, len(groups) // LEFT_AT_ONCE)]
         keep[loosest] &= bound[loosest] >= least
     return [group for group, good in zip(groups, keep, strict=True) if good]
 
