@@ -22,6 +22,7 @@ from circuits.assemble import Draft, automaton_of, draft_of
 from circuits.fidelity import HELD_OUT
 from circuits.no_automata import why_no_automaton
 from circuits.propose import MAX_FEATURES, Proposal, propose
+from circuits.rare_parts import with_rare_parts
 from circuits.run import Run
 from circuits.shape import Text, subsample
 from circuits.split_loops import split_loops
@@ -69,7 +70,9 @@ def find_automata(
     text, held_out = _texts(run)
     sample = replace(text, tokens=subsample(text.tokens, SHAPE_TOKENS))
     edges = run.graph.edges
-    proposals = distinct([*split_loops(edges, text), *propose(edges, len(text.mean_act))])
+    d_sae = len(text.mean_act)
+    proposed = with_rare_parts(propose(edges, d_sae), edges, text.tokens, d_sae)
+    proposals = distinct([*split_loops(edges, text), *proposed])
     drafts = _drafts(proposals, text, sample)
     drafts += _drafts(unions(drafts), text, sample)
     ranked = rank(drafts)
