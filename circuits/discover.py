@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sae_core.schema import TokenTable
 
 MAX_OVERLAP = 0.5  # two sets of one kind sharing more than half of their features are one
-SAME_SET = 0.8  # candidates of a kind with this Jaccard similarity are shaped once
+SAME_SET = 0.95  # candidates of a kind with this Jaccard similarity are shaped once
 SHAPE_TOKENS = 250_000  # tokens on which states are shaped; counts of 25 are then shares of 1e-4
 MAX_JOINED = 5  # of the best systems, every two that lead to each other are tried as one
 MIN_TIED = (
