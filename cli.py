@@ -52,6 +52,8 @@ TRUTH_COLUMNS = (
     *("what", "accuracy", "low", "high", "macro_f1", "macro_f1_low", "macro_f1_high"),
     *("difference", "difference_low", "difference_high", "n_tokens"),
 )
+CAUSAL_HELP = "Measure what ablating the source does to the N best edges; needs the model."
+STABILITY_HELP = "Look again in N random halves of the documents: how surely each is found."
 
 run_argument = click.argument("run", type=PATH)
 
@@ -105,12 +107,7 @@ def demo(output: Path, *, as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @run_argument
-@click.option(
-    "--causal",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Measure what ablating the source does to the N best edges, by score; needs the model.",
-)
+@click.option("--causal", type=click.IntRange(1), metavar="N", help=CAUSAL_HELP)
 def graph(run: Path, *, causal: int | None) -> None:
     r"""Turn a run's statistics into its graph of features, RUN/graph/.
 
@@ -129,17 +126,19 @@ def graph(run: Path, *, causal: int | None) -> None:
 
 @cli.command()
 @run_argument
+@click.option("--stability", type=click.IntRange(0), metavar="N", default=0, help=STABILITY_HELP)
 @json_option
-def automata(run: Path, *, as_json: bool) -> None:
+def automata(run: Path, *, stability: int, as_json: bool) -> None:
     r"""Find, rank, name and score the automata of a run, RUN/automata/; best first.
 
     \b
     Example:
       circuits automata run
+      circuits automata run --stability 10
     """
     from circuits.steps import automata_rows
 
-    rows = automata_rows(run, say=console.say)
+    rows = automata_rows(run, n_stability=stability, say=console.say)
     console.emit(rows, as_json=as_json, columns=AUTOMATA_COLUMNS, absent="not measured")
     if rows:
         console.say(

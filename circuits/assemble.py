@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuits.automaton import EXIT, EdgeToken, Example, FeatureAutomaton, State, Transition
+from circuits.automaton import (
+    EXIT,
+    EdgeToken,
+    Example,
+    FeatureAutomaton,
+    State,
+    Transition,
+    Variant,
+)
 from circuits.fidelity import Scores, held_out_scores, training_scores
+from circuits.intervals import n_documents
 from circuits.naming import slug_of, title_of
 from circuits.shape import MIN_STATE_STEPS, Text, shape
 from circuits.states import has_next, state_sequence, steps_of, transition_matrix
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 
 MIN_STEPS = 200  # a row of probabilities counted on fewer steps is off by more than 0.03
 MIN_RETENTION_LIFT = 1.5  # a set that is left about as often as any tokens are is no automaton
+MIN_DOCUMENTS = 20  # with fewer, an automaton of one page in ten may well be in a single one
 MIN_APART = 0.4  # bits of one; a single state whose next tokens are more like the rest's is a topic
 MAX_TOKENS = 20  # tokens kept on a transition
 N_EXAMPLES = 3
@@ -48,6 +58,8 @@ class Draft:
 
     steps: Steps
     scores: Scores
+    variants: tuple[Variant, ...] = ()
+    """Near-duplicates that were folded into it, best first."""
 
     @property
     def features(self) -> frozenset[int]:
@@ -75,11 +87,25 @@ def draft_of(proposal: Proposal, text: Text, sample: Text) -> Draft | None:
     if len(steps.rows) < MIN_STEPS or kind is None:
         return None
     scores = training_scores(text.tokens, sequence, steps, len(groups))
-    if scores.retention_lift < MIN_RETENTION_LIFT:
+    if scores.retention_lift < MIN_RETENTION_LIFT or not is_supported(scores, text.tokens):
         return None
     if kind == "loop" and apart(text.tokens, sequence) < MIN_APART:
         return None
     return Draft(kind, tuple(groups), sequence, steps, scores)
+
+
+def is_supported(scores: Scores, tokens: TokenTable) -> bool:
+    """Say whether a text shows that an automaton saves bits on documents that it was not counted on.
+
+    Args:
+        scores: on its training text.
+        tokens: that text. With fewer than MIN_DOCUMENTS documents it cannot show that, and all pass.
+
+    Returns:
+        False where the interval of bits per token includes 0.
+    """
+    low = scores.bits_per_token_low
+    return low is None or low > 0 or n_documents(tokens) < MIN_DOCUMENTS
 
 
 def automaton_of(
@@ -108,6 +134,7 @@ def automaton_of(
         states=_states(draft, text),
         transitions=_transitions(draft, text.token_strs),
         provenance=dict(provenance),
+        variants=draft.variants,
     )
     drawn = zoom(whole, min(len(whole.states), DRAWN_STATES))
     return replace(

@@ -19,6 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from circuits import automaton_json
+from circuits.automaton_parts import (
+    EXIT,
+    EdgeToken,
+    Example,
+    State,
+    Transition,
+    Variant,
+    state_of,
+    transition_of,
+    variant_of,
+)
 from sae_core.bounded import refuse_duplicates
 from sae_core.errors import GraphError
 
@@ -31,72 +42,7 @@ if TYPE_CHECKING:
     from circuits.run import Run
     from circuits.states import Merge
 
-EXIT: Literal["EXIT"] = "EXIT"
-Kind = Literal["loop", "pair", "chain", "system"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A real snippet of text on which a state is current."""
-
-    tokens: tuple[str, ...]
-    """Printable tokens (`sae_core.tokens.token_str`) in text order, about 9 to 15."""
-
-    values: tuple[float, ...]
-    """Activation of the state on each token as a share of its largest, in [0, 1]."""
-
-    focus: int
-    """Index of the token on which the state fires."""
-
-
-@dataclass(frozen=True)
-class State:
-    """A few features that play one role."""
-
-    id: int
-    """>= 0, unique in the automaton."""
-
-    label: str
-    """What a person would call the state."""
-
-    features: tuple[int, ...]
-    """Feature indices, strongest first."""
-
-    examples: tuple[Example, ...] = ()
-
-
-@dataclass(frozen=True)
-class EdgeToken:
-    """One token that a transition runs on."""
-
-    token_id: int
-    token_str: str
-    share: float
-    """Share of the transition's pairs that ran on this token, in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A step from one state to the next, through tokens."""
-
-    source: int
-    target: int | Literal["EXIT"]
-    """The next state's id; EXIT when no state of the automaton is current at the next token."""
-
-    probability: float
-    """P(target and these tokens | source), in [0, 1]."""
-
-    tokens: tuple[EdgeToken, ...]
-    """Largest share first."""
-
-    label: str
-    """The tokens, summarised as a person would write them."""
-
-    n_pairs: int
-    """Pairs of neighbouring positions counted."""
-
-    causal: float | None = None
-    """Measured effect of ablating the source, in nats; None where it was not measured."""
+__all__ = ["EXIT", "EdgeToken", "Example", "FeatureAutomaton", "State", "Transition", "Variant"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +77,12 @@ class FeatureAutomaton:
     transitions: tuple[Transition, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     """Run hash and settings this was made from."""
+
+    description: str = ""
+    """One sentence for people: what the automaton does, and how much of the text it reads."""
+
+    variants: tuple[Variant, ...] = ()
+    """Near-duplicates that were folded into this one, best first."""
 
     _run: ClassVar[Run | None] = None  # no field, so never written or compared
 
@@ -201,9 +153,11 @@ class FeatureAutomaton:
             title=value["title"],
             kind=value["kind"],
             scores=dict(value["scores"]),
-            states=tuple(_state(item) for item in value["states"]),
-            transitions=tuple(_transition(item) for item in value["transitions"]),
+            states=tuple(state_of(item) for item in value["states"]),
+            transitions=tuple(transition_of(item) for item in value["transitions"]),
             provenance=dict(value["provenance"]),
+            description=value.get("description", ""),
+            variants=tuple(variant_of(item) for item in value.get("variants", ())),
         )
 
     def to_networkx(self) -> nx.MultiDiGraph:
@@ -370,27 +324,3 @@ def _written(text: str, path: str | Path | None) -> str:
 
 def _by_probability(step: Transition) -> tuple[float, bool, str, str]:
     return (-step.probability, step.target == EXIT, str(step.target).zfill(9), step.label)
-
-
-def _state(value: dict[str, Any]) -> State:
-    examples = tuple(
-        Example(tuple(item["tokens"]), tuple(map(float, item["values"])), item["focus"])
-        for item in value["examples"]
-    )
-    return State(value["id"], value["label"], tuple(value["features"]), examples)
-
-
-def _transition(value: dict[str, Any]) -> Transition:
-    tokens = tuple(
-        EdgeToken(item["token_id"], item["token_str"], float(item["share"]))
-        for item in value["tokens"]
-    )
-    return Transition(
-        source=value["source"],
-        target=value["target"],
-        probability=float(value["probability"]),
-        tokens=tokens,
-        label=value["label"],
-        n_pairs=value["n_pairs"],
-        causal=None if value["causal"] is None else float(value["causal"]),
-    )

@@ -137,8 +137,13 @@ def _list(rule: Rule, *, least: int = 0) -> Rule:
     return check_list
 
 
-def _record(rules: dict[str, Rule]) -> Rule:
-    """Give the rule of an object with known keys; keys beyond them are left alone."""
+def _record(rules: dict[str, Rule], optional: dict[str, Rule] | None = None) -> Rule:
+    """Give the rule of an object with known keys; keys beyond them are left alone.
+
+    Args:
+        rules: of the keys that must be there.
+        optional: of keys that older files lack.
+    """
 
     def check_record(value: Any, path: str) -> None:
         _object(value, path)
@@ -147,6 +152,9 @@ def _record(rules: dict[str, Rule]) -> Rule:
             if key not in value:
                 raise GraphError(f"{SUBJECT}{where} is missing")
             rule(value[key], where)
+        for key, rule in (optional or {}).items():
+            if key in value:
+                rule(value[key], f"{path}.{key}" if path else key)
 
     return check_record
 
@@ -177,6 +185,9 @@ _TRANSITION = _record(
         "causal": _number_or_null,
     }
 )
+_VARIANT = _record(
+    {"kind": _kind, "features": _list(_index, least=1), "bits_saved": _number, "coverage": _share}
+)
 _AUTOMATON = _record(
     {
         "name": _name,
@@ -186,5 +197,6 @@ _AUTOMATON = _record(
         "states": _list(_STATE, least=1),
         "transitions": _list(_TRANSITION),
         "provenance": _object,
-    }
+    },
+    optional={"description": _text, "variants": _list(_VARIANT)},
 )

@@ -26,9 +26,9 @@ from circuits.lettering import (
 from sae_core.tokens import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from circuits.automaton import Example, FeatureAutomaton, State, Transition
+    from circuits.automaton import Example, FeatureAutomaton, State, Transition, Variant
 
 MIN_PROBABILITY = 0.02  # below, an arrow is noise beside the others of its state
 MAX_STATES = 40  # a card stays legible on one screen; more are for the tables
@@ -37,6 +37,8 @@ MIN_ARROWS = 24
 N_EXAMPLES = 3
 HELD_OUT = "held_out_"  # names of scores on unseen text begin so
 NOT_MEASURED = "not measured"
+INTERVAL = ("_low", "_high")  # names of its ends, after the name of the score
+SCORES_PER_LINE, MAX_SCORES = 4, 12
 GAP = "\u2003"  # between scores
 FULL_CARDS = 12  # with more states than this a card shows one example
 
@@ -53,6 +55,7 @@ MOST_TITLE = 190.0
 LEFT_CELLS = 13.0  # characters shown before the firing token
 RIGHT_CELLS = 21.0  # characters shown from the firing token on
 LABEL_CELLS = 24.0
+VARIANT_WIDTH = 320.0
 SHADE_FROM = 0.03  # a smaller share of the largest activation is drawn as none
 
 
@@ -150,16 +153,50 @@ def plan(automaton: FeatureAutomaton, *, detail: bool = True) -> Drawing:
 def score_words(scores: Mapping[str, float | int | None]) -> list[tuple[str, str]]:
     """Give scores as (words, number) for people, without places and counts.
 
-    What was not measured says so; held-out scores, none of which was, say it once.
+    What was not measured says so; held-out scores, none of which was, say it once. The ends of an
+    interval stand behind their score.
     """
     held_out = [key for key in scores if key.startswith(HELD_OUT)]
     unseen = bool(held_out) and all(scores[key] is None for key in held_out)
+    ends = interval_ends(scores)
     words = []
     for key, value in scores.items():
         if key == "rank" or key.startswith("n_") or (unseen and key.startswith(HELD_OUT)):
             continue
-        words.append((visible(key.replace("_", " ")), score_number(value)))
+        if key not in ends:
+            number = score_number(value) + interval_words(scores, key)
+            words.append((visible(key.replace("_", " ")), number))
     return words + ([("held out", NOT_MEASURED)] if unseen else [])
+
+
+def variant_words(variants: Sequence[Variant]) -> str:
+    """Say in a line what was folded into an automaton: how many, and the best of them."""
+    best = variants[0]
+    features = _feature_words(best.features, VARIANT_WIDTH)
+    n_others = f" of {len(variants)}" if len(variants) > 1 else ""
+    return (
+        f"Folded into this: {len(variants)} near-duplicate{'s' if n_others else ''}; the best"
+        f"{n_others}, {features}, saves {best.bits_saved:.3g} bits a step in "
+        f"{percent(best.coverage)} of the text."
+    )
+
+
+def interval_ends(scores: Mapping[str, float | int | None]) -> set[str]:
+    """Name the scores that are ends of another's interval."""
+    return {key + end for key in scores for end in INTERVAL}
+
+
+def interval_words(scores: Mapping[str, float | int | None], key: str) -> str:
+    """Give a score's interval as it stands behind the score; "" where there is none.
+
+    Example:
+        >>> interval_words({"bits": 0.3, "bits_low": 0.25, "bits_high": 0.35}, "bits")
+        ' (0.25 to 0.35)'
+    """
+    low, high = (scores.get(key + end) for end in INTERVAL)
+    if low is None or high is None:
+        return ""
+    return f" ({score_number(low)} to {score_number(high)})"
 
 
 def score_number(value: float | None) -> str:
@@ -320,7 +357,10 @@ def _line(example: Example, window: tuple[float, float]) -> tuple[Piece, ...]:
 
 def _score_lines(automaton: FeatureAutomaton) -> tuple[str, ...]:
     scores = [f"{words} {number}" for words, number in score_words(automaton.scores)]
-    return tuple(GAP.join(scores[at : at + 4]) for at in range(0, min(len(scores), 8), 4))
+    shown = scores[:MAX_SCORES]
+    return tuple(
+        GAP.join(shown[at : at + SCORES_PER_LINE]) for at in range(0, len(shown), SCORES_PER_LINE)
+    )
 
 
 def _hidden_line(automaton: FeatureAutomaton, n_drawn: int, n_arrows: int) -> tuple[str, ...]:
@@ -342,5 +382,7 @@ def _description(
         for arrow in arrows[:12]
         if arrow.percent
     ]
-    opening = f"A {automaton.kind} of {len(automaton.states)} states."
-    return " ".join([opening, *(f"{step}." for step in steps)])
+    n_states = len(automaton.states)
+    opening = f"A {automaton.kind} of {n_states} state{'s' if n_states > 1 else ''}."
+    said = [visible(automaton.description)] if automaton.description else []
+    return " ".join([opening, *said, *(f"{step}." for step in steps)])

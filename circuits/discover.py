@@ -4,9 +4,10 @@
    features from the graph and the tokens (`split_loops`).
 2. Each is drafted on training text (`assemble`); sets that do not run as automata fall out. The best systems
    are then tried two by two as one.
-3. Near-duplicates are folded into the best of them.
+3. Near-duplicates are folded into the best of them, which keeps them as variants.
 4. Automata are ranked within their kind by bits saved x coverage; kinds take turns, the best first.
-5. Each gets a name, labels, examples and scores on held-out text.
+5. Each gets a name, labels, examples, a sentence, measured effects and scores on held-out text; where
+   it is asked for, discovery is repeated on halves of the documents (`stability`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from circuits.agreement import AGREEMENT, with_effects
 from circuits.assemble import Draft, automaton_of, draft_of
-from circuits.fidelity import HELD_OUT
+from circuits.automaton import Variant
+from circuits.describe import describe
+from circuits.fidelity import HELD_OUT, Scores
 from circuits.no_automata import why_no_automaton
 from circuits.propose import MAX_FEATURES, Proposal, propose
 from circuits.rare_parts import with_rare_parts
 from circuits.run import Run
 from circuits.shape import Text, subsample
 from circuits.split_loops import split_loops
+from circuits.stability import STABILITY, half_texts, stability
 from sae_core.errors import GraphError
 from sae_core.files import write_parquet, write_text
 from sae_core.store import select_tokens
@@ -47,40 +52,49 @@ MIN_TIED = (
 )
 MAX_PER_KIND = 10  # more of a kind are not read
 KINDS = ("system", "pair", "chain", "loop")
-TRAINING_SCORES = ("retention", "retention_lift", "bits_saved", "coverage")
+MAX_VARIANTS = 10  # near-duplicates kept of one automaton
+SCORES = (*Scores._fields, *HELD_OUT, STABILITY, AGREEMENT)
 
 
 def find_automata(
-    graph: FeatureGraph | Run, *, progress: Callable[[str], None] | None = None
+    graph: FeatureGraph | Run,
+    *,
+    n_stability: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> list[FeatureAutomaton]:
     """Find the automata of a run.
 
     Args:
         graph: a run, or the graph of one, with kept activations.
-        progress: is told why none was found.
+        n_stability: halves of the documents on which discovery is repeated, for the score
+            `stability`; 0 leaves it None, not measured.
+        progress: is told why none was found, and each half that was read.
 
     Returns:
         Automata, best first; empty when none runs.
 
     Raises:
         GraphError: the graph belongs to no run, or the run keeps no activations.
+        ValueError: n_stability is below 0.
     """
+    if n_stability < 0:
+        raise ValueError(f"n_stability must be >= 0 halves of the documents, got {n_stability}")
     run = _run_of(graph)
     say = progress or (lambda _: None)
     text, held_out = _texts(run)
-    sample = replace(text, tokens=subsample(text.tokens, SHAPE_TOKENS))
     edges = run.graph.edges
-    d_sae = len(text.mean_act)
-    proposed = with_rare_parts(propose(edges, d_sae), edges, text.tokens, d_sae)
-    proposals = distinct([*split_loops(edges, text), *proposed])
-    drafts = _drafts(proposals, text, sample)
-    drafts += _drafts(unions(drafts), text, sample)
-    ranked = rank(drafts)
+    ranked, proposals, sample = _ranked(edges, text)
     if not ranked:
         reason = why_no_automaton(edges, run.graph.reason, proposals, text, sample)
         say(f"No automaton was found: {reason}.")
-    provenance = {"run": run.hash, "model": run.model_name, "sae": run.sae_name}
-    found = [automaton_of(draft, text, held_out, provenance) for draft in ranked]
+    halves = half_texts(text, n_stability if ranked else 0)
+    values = stability(ranked, (_ranked(*half)[0] for half in halves), say)
+    if n_stability and None in values:
+        say("Stability is not measured: the text is one document, of which there is no half.")
+    found = [
+        _finished(draft, value, run, text, held_out)
+        for draft, value in zip(ranked, values, strict=True)
+    ]
     return [automaton.with_run(run) for automaton in _numbered(found)]
 
 
@@ -136,7 +150,7 @@ def is_part(one: Draft, other: Draft) -> bool:
     inside, rest = one.sequence >= 0, (other.sequence >= 0) & (one.sequence < 0)
     goes, comes = inside[:-1] & ~inside[1:], ~inside[:-1] & inside[1:]
     to_rest = (goes & rest[1:]).sum() + (comes & rest[:-1]).sum()
-    return bool(to_rest >= MIN_TIED * (goes.sum() + comes.sum()))
+    return bool(to_rest > MIN_TIED * (goes.sum() + comes.sum()))
 
 
 def rank(drafts: Sequence[Draft]) -> list[Draft]:
@@ -175,12 +189,11 @@ def write_automata(run: Path, automata: Sequence[FeatureAutomaton]) -> None:
 
 
 def index_frame(automata: Sequence[FeatureAutomaton]) -> pl.DataFrame:
-    """Give the table of automata: name, title, kind, rank, sizes and scores."""
-    scores = (*TRAINING_SCORES, *HELD_OUT)
+    """Give the table of automata: name, title, kind, rank, sizes, scores and a sentence."""
     schema = {
         "name": pl.String, "title": pl.String, "kind": pl.String, "rank": pl.Int64,
         "n_states": pl.Int64, "n_features": pl.Int64,
-    } | dict.fromkeys(scores, pl.Float64)  # fmt: skip
+    } | dict.fromkeys(SCORES, pl.Float64) | {"description": pl.String}  # fmt: skip
     rows = [
         {
             "name": one.name,
@@ -190,7 +203,8 @@ def index_frame(automata: Sequence[FeatureAutomaton]) -> pl.DataFrame:
             "n_states": len(one.states),
             "n_features": len(one.features),
         }
-        | {name: one.scores.get(name) for name in scores}
+        | {name: one.scores.get(name) for name in SCORES}
+        | {"description": one.description}
         for place, one in enumerate(automata, start=1)
     ]
     return pl.DataFrame(rows, schema=schema)
@@ -213,9 +227,30 @@ def _texts(run: Run) -> tuple[Text, TokenTable]:
     return text, select_tokens(tokens, is_held)
 
 
+def _ranked(edges: pl.DataFrame, text: Text) -> tuple[list[Draft], list[Proposal], Text]:
+    """Give the drafts that a graph and its text lead to, the sets they come of, and what shaped them."""
+    sample = replace(text, tokens=subsample(text.tokens, SHAPE_TOKENS))
+    d_sae = len(text.mean_act)
+    proposed = with_rare_parts(propose(edges, d_sae), edges, text.tokens, d_sae)
+    proposals = distinct([*split_loops(edges, text), *proposed])
+    drafts = _drafts(proposals, text, sample)
+    drafts += _drafts(unions(drafts), text, sample)
+    return rank(drafts), proposals, sample
+
+
 def _drafts(proposals: Sequence[Proposal], text: Text, sample: Text) -> list[Draft]:
     drafts = (draft_of(one, text, sample) for one in proposals)
     return [draft for draft in drafts if draft is not None]
+
+
+def _finished(
+    draft: Draft, value: float | None, run: Run, text: Text, held_out: TokenTable
+) -> FeatureAutomaton:
+    """Give all that is known of a draft; its name is not yet unique."""
+    provenance = {"run": run.hash, "model": run.model_name, "sae": run.sae_name}
+    made = automaton_of(draft, text, held_out, provenance)
+    known = replace(made, scores=made.scores | {STABILITY: value}, description=describe(made))
+    return with_effects(known, run.graph.edges)
 
 
 def _value(draft: Draft) -> float:
@@ -223,11 +258,27 @@ def _value(draft: Draft) -> float:
 
 
 def _best(drafts: Iterable[Draft]) -> list[Draft]:
-    kept: list[Draft] = []
+    """Fold near-duplicates into the best of them, which keeps them as variants."""
+    kept: list[list[Draft]] = []
     for draft in sorted(drafts, key=lambda one: (-_value(one), sorted(one.features))):
-        if all(_overlap(draft, other) <= MAX_OVERLAP for other in kept):
-            kept.append(draft)
-    return kept[:MAX_PER_KIND]
+        near = next((fold for fold in kept if _overlap(draft, fold[0]) > MAX_OVERLAP), None)
+        if near is None:
+            kept.append([draft])
+        else:
+            near.append(draft)
+    return [_with_variants(*fold) for fold in kept[:MAX_PER_KIND]]
+
+
+def _with_variants(best: Draft, *folded: Draft) -> Draft:
+    """Keep of what was folded into a draft each set of features once."""
+    sets = {best.features: best}
+    for draft in folded:
+        sets.setdefault(draft.features, draft)
+    variants = (
+        Variant(one.kind, tuple(sorted(one.features)), one.scores.bits_saved, one.scores.coverage)
+        for one in list(sets.values())[1 : MAX_VARIANTS + 1]
+    )
+    return replace(best, variants=tuple(variants))
 
 
 def _overlap(one: Draft, other: Draft) -> float:

@@ -2,7 +2,10 @@
 
 Inside an automaton's spans the next token is predicted from the state alone. Bits saved are measured against the
 spans' own unigram distribution (against the whole text's for a single state, which has no other); the score is
-that, times coverage: the share of all tokens that lie in its spans.
+that, times coverage: the share of all tokens that lie in its spans, which is bits a token of the whole text.
+
+On the text that an automaton was counted on, each document is predicted from the steps of the others: what comes
+in one document only saves nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from circuits.intervals import bits_per_token, documents_of
 from circuits.states import Steps, state_sequence, steps_of, transition_matrix
 
 if TYPE_CHECKING:
@@ -39,12 +43,24 @@ class Scores(NamedTuple):
     coverage: float
     """Share of tokens on which some state is current."""
 
+    bits_per_token: float | None = None
+    """Bits saved x coverage, each document predicted from the others; None for a single document."""
+
+    bits_per_token_low: float | None = None
+    """Lower end of its 95 % interval over documents."""
+
+    bits_per_token_high: float | None = None
+    """Upper end."""
+
 
 HELD_OUT = (
     "held_out_retention",
     "held_out_bits_saved",
     "held_out_coverage",
     "held_out_steps_explained",
+    "held_out_bits_per_token",
+    "held_out_bits_per_token_low",
+    "held_out_bits_per_token_high",
 )
 
 
@@ -63,9 +79,12 @@ def training_scores(
     retention = float(matrix[:, :-1].sum() / max(1, matrix.sum()))
     coverage = float((sequence >= 0).mean())
     prior = _prior(tokens, steps, n_states)
-    bits = _bits_saved(steps, steps, n_states, prior)
+    bits = float(np.mean(_bits_saved(steps, steps, n_states, prior)))
     lift = retention / coverage if coverage > 0 else 0.0
-    return Scores(retention, lift, bits, coverage)
+    others = _bits_from_others(tokens, steps, n_states, prior)
+    per_token = bits_per_token(tokens, sequence, steps, others)
+    of_several = per_token if per_token.low is not None else (None, None, None)
+    return Scores(retention, lift, bits, coverage, *of_several)
 
 
 def held_out_scores(
@@ -92,12 +111,13 @@ def held_out_scores(
     if len(unseen.rows) == 0:
         return dict.fromkeys(HELD_OUT) | {"held_out_coverage": 0.0}
     matrix = transition_matrix(unseen, len(groups))
-    prior = _prior(held_out, steps, len(groups))
+    bits = _bits_saved(steps, unseen, len(groups), _prior(held_out, steps, len(groups)))
     values = (
         float(matrix[:, :-1].sum() / matrix.sum()),
-        _bits_saved(steps, unseen, len(groups), prior),
+        float(np.mean(bits)),
         float((sequence >= 0).mean()),
         _explained(steps, unseen),
+        *bits_per_token(held_out, sequence, unseen, bits),
     )
     return dict(zip(HELD_OUT, values, strict=True))
 
@@ -125,7 +145,10 @@ def _prior(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float6
     return prior
 
 
-def _bits_saved(counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.float64]) -> float:
+def _bits_saved(
+    counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n,) bits that each of the n scored steps saves, by the counts of other steps."""
     size = max(
         len(prior), 1 + int(scored.token.max(initial=0)), 1 + int(counted.token.max(initial=0))
     )
@@ -137,7 +160,31 @@ def _bits_saved(counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     seen = np.where(keys[at] == wanted, counts[at], 0)
     chance = smoothed(seen, totals[scored.source], base[scored.token])
-    return float(np.mean(np.log2(chance) - np.log2(base[scored.token])))
+    bits: NDArray[np.float64] = np.log2(chance) - np.log2(base[scored.token])
+    return bits
+
+
+def _bits_from_others(
+    tokens: TokenTable, steps: Steps, n_states: int, prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n,) bits that each step saves, by the counts of the steps in all other documents."""
+    document, key = documents_of(tokens)[steps.rows], _key(steps, len(prior))
+    source, token = steps.source.astype(np.int64), steps.token.astype(np.int64)
+    n_seen = _n_alike(key) - _n_alike(document * (n_states * len(prior)) + key)
+    n_steps = _n_alike(source) - _n_alike(document * n_states + source)
+    base = prior[token]
+    if n_states > 1:  # the spans' unigram is of the others too; the whole text's hardly differs
+        n_token = _n_alike(token) - _n_alike(document * len(prior) + token)
+        n_others = len(token) - _n_alike(document)
+        base = (n_token + SMOOTHING) / (n_others + SMOOTHING * len(prior))
+    bits: NDArray[np.float64] = np.log2(smoothed(n_seen, n_steps, base)) - np.log2(base)
+    return bits
+
+
+def _n_alike(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) how often each of n keys is among them."""
+    _, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return counts[place]
 
 
 def _key(steps: Steps, size: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from circuits.assemble import MIN_RETENTION_LIFT, MIN_STEPS
+from circuits.assemble import MIN_RETENTION_LIFT, MIN_STEPS, is_supported
 from circuits.fidelity import training_scores
 from circuits.propose import MIN_BURST, MIN_CHAIN, MIN_LIFT, MIN_SCORES, strong_edges
 from circuits.shape import shape
@@ -36,6 +36,8 @@ class _Try(NamedTuple):
 
     retention_lift: float
     features: tuple[int, ...]
+    is_supported: bool = True
+    """Whether it saves bits on documents that it was not counted on."""
 
 
 def why_no_automaton(
@@ -58,6 +60,8 @@ def why_no_automaton(
     names = ", ".join(map(str, nearest.features))
     if nearest.n_steps < MIN_STEPS:
         found = f"takes {nearest.n_steps} steps ({MIN_STEPS} are wanted)"
+    elif nearest.retention_lift >= MIN_RETENTION_LIFT and not nearest.is_supported:
+        found = "saves no bits for sure on documents other than those it was counted on"
     else:
         lift = nearest.retention_lift
         found = f"keeps to itself {lift:.3g} times as often as chance ({MIN_RETENTION_LIFT})"
@@ -91,4 +95,5 @@ def _tried(proposal: Proposal, text: Text, sample: Text) -> _Try:
     if len(steps.rows) < MIN_STEPS:
         return _Try(len(steps.rows), 0.0, proposal.features)
     scores = training_scores(text.tokens, sequence, steps, len(groups))
-    return _Try(MIN_STEPS, scores.retention_lift, proposal.features)
+    supported = is_supported(scores, text.tokens)
+    return _Try(MIN_STEPS, scores.retention_lift, proposal.features, supported)

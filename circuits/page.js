@@ -11,7 +11,7 @@
   const place = new Map(cards.map((card, at) => [card, at]));
 
   const wordsOf = (one) => [
-    one.title, one.name, one.kind,
+    one.title, one.name, one.kind, one.description,
     ...one.states.flatMap((state) => [state.label, ...state.features.map((f) => 'F' + f)]),
     ...one.transitions.flatMap((step) => [step.label, ...step.tokens.map((t) => t.token_str)]),
   ].join('\n').toLowerCase();

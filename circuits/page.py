@@ -187,6 +187,9 @@ def _article(automaton: FeatureAutomaton, engine: str, notes: list[str]) -> str:
             ),
             f'<summary><span class="thumb">{small.text.strip()}</span>',
             f'<h2>{_text(automaton.title)}</h2><div class="kind">{kind}</div>',
+            f'<div class="says">{_text(automaton.description)}</div>'
+            if automaton.description
+            else "",
             f"{_figures(automaton)}</summary>",
             f'<div class="inside"><div class="picture">{large.text.strip()}</div>',
             _states(automaton),
@@ -310,10 +313,18 @@ def _more(automaton: FeatureAutomaton) -> str:
     )
     origin = json.dumps(automaton.provenance, indent=1, sort_keys=True, default=str)
     return (
+        f"{_variants(automaton)}"
         f"<details><summary>All scores</summary><table><tbody>{rows}</tbody></table></details>"
         f"<details><summary>Where it comes from</summary><pre>{_lines(origin)}</pre></details>"
         '<p><button class="save" type="button" hidden>Save as JSON</button></p>'
     )
+
+
+def _variants(automaton: FeatureAutomaton) -> str:
+    """Give a line of what was folded into an automaton."""
+    if not automaton.variants:
+        return ""
+    return f'<p class="note">{_text(cards.variant_words(automaton.variants))}</p>'
 
 
 def _lines(text: str) -> str:

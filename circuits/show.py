@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from circuits.automata_files import why_none
-from circuits.cards import NOT_MEASURED
+from circuits.cards import NOT_MEASURED, interval_ends, interval_words
 from circuits.lettering import shown_label, shown_token
 from circuits.states import has_next
 from sae_core.files import parquet_columns
@@ -169,8 +169,12 @@ def _edge_lines(card: dict[str, Any]) -> Iterator[str]:
 
 def _automaton_lines(card: dict[str, Any]) -> Iterator[str]:
     yield visible(f"{card['name']} ({card['kind']}): {card['title']}")
-    for name, value in card["scores"].items():
-        yield visible(f"  {name}: {NOT_MEASURED if value is None else f'{value:.4g}'}")
+    if card["description"]:
+        yield visible(f"  {card['description']}")
+    scores = card["scores"]
+    for name in [one for one in scores if one not in interval_ends(scores)]:
+        number = NOT_MEASURED if scores[name] is None else f"{scores[name]:.4g}"
+        yield visible(f"  {name}: {number}{interval_words(scores, name)}")
     labels = {state["id"]: shown_label(state["label"]) for state in card["states"]}
     leaving: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for step in sorted(card["transitions"], key=lambda step: -step["probability"]):
@@ -182,6 +186,13 @@ def _automaton_lines(card: dict[str, Any]) -> Iterator[str]:
             tokens = _joined([token["token_str"] for token in step["tokens"]])
             target = f"{step['target']} {labels.get(step['target'], '')}".strip()
             yield f"    {step['probability']:6.1%} -> {target}: {tokens}"
+
+    for one in card["variants"]:
+        features = " ".join(map(str, one["features"][:N_TOKENS]))
+        more = len(one["features"]) - N_TOKENS
+        features += f" and {more} more" if more > 0 else ""
+        numbers = f"{one['bits_saved']:.4g} bits saved, {one['coverage']:.1%} of the text"
+        yield f"  variant: {one['kind']} of features {features}; {numbers}"
 
 
 def _joined(tokens: list[str]) -> str:

@@ -42,11 +42,14 @@ if TYPE_CHECKING:
 QUESTIONS = ("sql", "successors", "predecessors", "token", "path", "motif")
 
 
-def automata_rows(run: Path, *, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def automata_rows(
+    run: Path, *, n_stability: int = 0, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Find and write a run's automata.
 
     Args:
         run: with a graph and kept activations.
+        n_stability: as of `find_automata`.
         say: is told what memory is needed, and why there are none.
 
     Returns:
@@ -58,7 +61,7 @@ def automata_rows(run: Path, *, say: Callable[[str], None]) -> list[dict[str, An
     opened = open_run(run)
     say_or_refuse("looking for automata", counting_bytes(run), say)
     with DirectoryLock(run):
-        found = find_automata(opened, progress=say)
+        found = find_automata(opened, n_stability=n_stability, progress=say)
         write_automata(run, found)
     if found and not opened.documents["held_out"].any():
         say("No document is held out: held-out scores are not measured (null in JSON).")

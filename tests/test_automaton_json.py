@@ -12,11 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuits import automaton_json
-from circuits.automaton import EXIT, EdgeToken, FeatureAutomaton, Transition
+from circuits.automaton import EXIT, EdgeToken, FeatureAutomaton, Transition, Variant
 from sae_core.errors import GraphError
 
 
-@pytest.mark.parametrize("make", [html_system, loop, hostile])
+def folded() -> FeatureAutomaton:
+    """Give an automaton with a description and two variants."""
+    variants = (Variant("system", (0, 12), 1.5, 0.25), Variant("pair", (3,), -0.5, 0.0))
+    return replace(html_system(), description="Reads `<`.", variants=variants)
+
+
+@pytest.mark.parametrize("make", [html_system, loop, hostile, folded])
 def test_an_automaton_survives_its_json(make: Any) -> None:
     automaton = make()
     assert FeatureAutomaton.from_json(automaton.to_json()) == automaton
@@ -99,6 +105,35 @@ def test_keys_of_later_versions_are_left_alone() -> None:
     assert FeatureAutomaton.from_json(json.dumps(document)) == loop()
 
 
+def test_files_of_earlier_versions_have_no_description_and_no_variants() -> None:
+    document = json.loads(folded().to_json())
+    del document["description"], document["variants"]
+    read = FeatureAutomaton.from_json(json.dumps(document))
+    assert read == html_system()
+    assert (read.description, read.variants) == ("", ())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("description",), 3, "description is 3; expected text"),
+        (("variants",), {}, "variants is {}; expected a list"),
+        (("variants", 1, "kind"), "knot", "variants[1].kind is 'knot'; expected one of"),
+        (("variants", 0, "features"), [], "variants[0].features is []; expected a list of"),
+        (("variants", 0, "features"), [1.5], "variants[0].features[0] is 1.5; expected an integer"),
+        (("variants", 0, "bits_saved"), None, "variants[0].bits_saved is None; expected a finite"),
+        (("variants", 0, "coverage"), 2, "variants[0].coverage is 2; expected a number in [0, 1]"),
+    ],
+)
+def test_a_wrong_variant_is_named_by_its_path(path: tuple[Any, ...], value: Any, said: str) -> None:
+    document = place = json.loads(folded().to_json())
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(GraphError, match=re.escape(said)):
+        FeatureAutomaton.from_json(json.dumps(document))
+
+
 def test_the_schema_and_the_check_know_the_same_keys() -> None:
     schema = json.loads((files("circuits") / "automaton.schema.json").read_text("utf-8"))
     document = json.loads(html_system().to_json())
@@ -107,12 +142,15 @@ def test_the_schema_and_the_check_know_the_same_keys() -> None:
         "example": document["states"][0]["examples"][0],
         "transition": document["transitions"][0],
         "edge_token": document["transitions"][0]["tokens"][0],
+        "variant": json.loads(folded().to_json())["variants"][0],
     }
-    assert sorted(schema["required"]) == sorted(document) == sorted(schema["properties"])
+    assert sorted(document) == sorted(schema["properties"])
+    assert sorted(schema["required"]) == sorted(set(document) - {"description", "variants"})
     for name, value in parts.items():
         part = schema["$defs"][name]
         assert sorted(part["required"]) == sorted(value) == sorted(part["properties"])
     assert tuple(schema["properties"]["kind"]["enum"]) == automaton_json.KINDS
+    assert schema["$defs"]["variant"]["properties"]["kind"]["enum"] == list(automaton_json.KINDS)
     assert schema["$defs"]["index"]["maximum"] == automaton_json.MAX_INDEX
 
 

@@ -17,6 +17,7 @@ from planted import PlantedWorld, planted_world
 
 import circuits
 from circuits.assemble import Draft
+from circuits.automaton import Variant
 from circuits.discover import (
     KINDS,
     MAX_OVERLAP,
@@ -131,6 +132,42 @@ def test_a_piece_of_another_automaton_is_no_automaton_of_its_own() -> None:
     assert not is_part(replace(piece, kind="system"), whole)  # of a kind, overlap folds them
     assert rank([whole, piece]) == [whole]
     assert rank([whole, apart]) == [whole, apart]
+
+
+def worth(bits_saved: float, *features: int, kind: str = "system") -> Draft:
+    """Give a draft that saves so many bits on a tenth of the text."""
+    plain = draft("", features)
+    return replace(plain, kind=kind, scores=plain.scores._replace(bits_saved=bits_saved))
+
+
+def test_near_duplicates_stand_behind_the_best_of_them() -> None:
+    best, near, nearer = worth(3, 1, 2, 3), worth(1, 3, 2), worth(2, 1, 2, 3, 4)
+    other, again, pair = worth(2.5, 3, 7, 8), worth(0.5, 2, 1, 3), worth(2, 1, 2, kind="pair")
+    ranked = rank([near, other, again, pair, best, nearer])
+    assert [one.features for one in ranked if one.kind == "system"] == [{1, 2, 3}, {3, 7, 8}]
+    assert ranked[0].variants == (
+        Variant("system", (1, 2, 3, 4), 2, 0.1),
+        Variant("system", (2, 3), 1, 0.1),
+    )
+    assert all(one.variants == () for one in ranked[1:])
+
+
+def test_at_most_ten_near_duplicates_are_kept() -> None:
+    drafts = [worth(20 - at, 1, 2, 3, 4, 5, 6, 7, 10 + at) for at in range(15)]
+    (only,) = rank(drafts)
+    assert [one.bits_saved for one in only.variants] == [20 - at for at in range(1, 11)]
+
+
+def test_variants_and_descriptions_are_written_and_read_again(found: list[Found]) -> None:
+    folded = [one for automaton in every(found) for one in automaton.variants]
+    assert folded
+    for automaton in every(found):
+        values = [one.bits_saved * one.coverage for one in automaton.variants]
+        assert values == sorted(values, reverse=True)
+        assert {one.kind for one in automaton.variants} <= {automaton.kind}
+        assert automaton.description.endswith(" of the text.")
+    table = index_frame(found[0].automata)
+    assert table["description"].to_list() == [one.description for one in found[0].automata]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

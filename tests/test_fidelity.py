@@ -108,3 +108,59 @@ def test_text_that_the_automaton_never_enters_has_coverage_0() -> None:
     found = held_out(rounds(50), table([0] * 9, [None] * 9, [0] * 9))
     assert found.pop("held_out_coverage") == 0.0
     assert set(found.values()) == {None}
+
+
+def by_document(*documents: tuple[list[int], list[int | None]]) -> TokenTable:
+    """Make a stream of documents, each tokens and what fires on them."""
+    tokens = [token for ids, _ in documents for token in ids]
+    fires = [feature for _, which in documents for feature in which]
+    return table(tokens, fires, [at for at, (ids, _) in enumerate(documents) for _ in ids])
+
+
+def test_bits_per_token_are_bits_saved_by_the_other_documents_times_coverage() -> None:
+    # Each of 2 equal documents is read with the 399 steps of the other (its last token has no successor):
+    # 200 from state 0, all on token 2, and 199 from state 1, all on token 1.
+    tokens = by_document(*[(ROUND[:4] * 100, FIRES[:4] * 100)] * 2)
+    found = scores_of(tokens)
+    base = (np.array([0, 199, 200]) + 0.5) / (399 + 1.5)
+    after_0 = np.log2((200 + 50 * base[2]) / (200 + 50) / base[2])
+    after_1 = np.log2((199 + 50 * base[1]) / (199 + 50) / base[1])
+    assert found["bits_per_token"] == pytest.approx((200 * after_0 + 199 * after_1) / 399)
+    assert found["bits_per_token"] == pytest.approx(found["bits_saved"], abs=0.1)
+    assert found["bits_per_token_low"] == pytest.approx(found["bits_per_token"])
+
+
+def test_what_comes_in_one_document_only_saves_no_bits_for_sure() -> None:
+    alone = by_document((ROUND * 100, FIRES * 100), *[([0] * 100, [None] * 100)] * 9)
+    found = scores_of(alone)
+    assert found["bits_saved"] > 0.5
+    assert found["bits_per_token"] == pytest.approx(0, abs=1e-9)
+    assert found["bits_per_token_low"] == pytest.approx(0, abs=1e-9)
+
+
+def test_what_comes_in_every_document_saves_bits_for_sure() -> None:
+    rounds_of = [(ROUND * n, FIRES * n) for n in (40, 50, 60, 70)]
+    found = scores_of(by_document(*rounds_of))
+    assert 0 < found["bits_per_token_low"] < found["bits_per_token"] < found["bits_per_token_high"]
+
+
+def test_of_a_single_document_no_bits_per_token_are_measured() -> None:
+    found = scores_of(table(ROUND * 50, FIRES * 50, [0] * 300))
+    assert found["bits_saved"] > 0.5
+    names = ("bits_per_token", "bits_per_token_low", "bits_per_token_high")
+    assert [found[name] for name in names] == [None] * 3
+
+
+def test_held_out_bits_per_token_are_held_out_bits_saved_times_coverage() -> None:
+    unseen = by_document((ROUND * 20, FIRES * 20), (ROUND * 5 + [0] * 90, FIRES * 5 + [None] * 90))
+    found = held_out(rounds(50), unseen)
+    bits, coverage = found["held_out_bits_saved"], found["held_out_coverage"]
+    assert found["held_out_bits_per_token"] == pytest.approx((bits or 0) * (coverage or 0))
+    low, high = found["held_out_bits_per_token_low"], found["held_out_bits_per_token_high"]
+    assert (low or 0) < (found["held_out_bits_per_token"] or 0) < (high or 0)
+
+
+def test_one_held_out_document_has_no_interval() -> None:
+    found = held_out(rounds(50), table(ROUND * 9, FIRES * 9, [0] * 54))
+    assert found["held_out_bits_per_token"] is not None
+    assert found["held_out_bits_per_token_low"] is None

@@ -100,7 +100,7 @@ def test_the_python_of_running_an_automaton_runs_in_turn(
     monkeypatch.chdir(place)
     names: dict[str, object] = {}
     code = blocks("python", RUNNING)
-    assert len(code) == 6
+    assert len(code) == 7
     for block in code:
         exec(compile(block, "docs/automata.md", "exec"), names)
         printed = capsys.readouterr().out
