@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from circuits.automata_files import why_none
 from circuits.dot import automaton_dot
 from circuits.page import PageHeader, page_html
-from circuits.svg import automaton_svg, picture_bytes
+from circuits.pictures import picture_bytes
+from circuits.svg import automaton_svg
 from sae_core.errors import GraphError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def render(
         engine: "embedded", or "dot" for the system's Graphviz.
 
     Raises:
-        RenderError: the format needs Graphviz and it is not there, or the layout failed.
+        RenderError: the format needs a package that is not there, or the layout failed.
     """
     name = f"{automaton.name}.{output}"
     if output == "svg":
@@ -76,8 +77,9 @@ def render(
     if output == "html":
         head = page_header(run, title=automaton.title)
         return Rendered(name, page_html([automaton], header=head, engine=engine).encode())
-    dot = automaton_dot(automaton)
-    return Rendered(name, dot.encode() if output == "dot" else picture_bytes(dot, output))
+    if output == "dot":
+        return Rendered(name, automaton_dot(automaton).encode())
+    return Rendered(name, *picture_bytes(automaton, output, engine=engine))
 
 
 def page(run: Run, automata: Iterable[FeatureAutomaton], *, engine: str = "embedded") -> str:

@@ -45,7 +45,8 @@ SCALE = 1.25  # the small print of a card is then about 12 pixels high
 MAX_WORDS = 900.0  # a longer title or footer is cut
 MAX_WIDTH = 1600.0  # a wider picture is shown smaller; it stays sharp
 GOOD_ASPECT = 1.5  # width / height that suits a page and a screen
-SANS = "system-ui, 'Helvetica Neue', Arial, sans-serif"
+# A converter knows no system-ui, and sets a line in any font when its own lacks one character.
+SANS = "system-ui, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif"
 
 
 class Picture(NamedTuple):
@@ -97,22 +98,6 @@ def automaton_svg(
     best = min(places, key=lambda place: _unrest(drawing, place))
     notes = tuple(dict.fromkeys(note for place in places for note in place.notes))
     return Picture(_document(drawing, best, standalone=standalone and detail, detail=detail), notes)
-
-
-def picture_bytes(dot_text: str, output: str) -> bytes:
-    """Draw a DOT text as PNG or PDF with the system's Graphviz.
-
-    Raises:
-        RenderError: the format is another, or the system has no working `dot`.
-    """
-    if output not in ("png", "pdf"):
-        raise RenderError(f"pictures are svg, html, dot, png or pdf, not {output!r}")
-    try:
-        return layout.run_dot(dot_text, output)
-    except RenderError as err:
-        raise RenderError(
-            f"{output} needs Graphviz's `dot`: {err}. Install Graphviz, or ask for svg"
-        ) from err
 
 
 @functools.cache
@@ -211,7 +196,7 @@ def _heading(drawing: Drawing, inner: float, margin: float) -> list[str]:
     kind = f"{drawing.kind} · {n_states} state{'s' if n_states > 1 else ''}"
     title = lettering.cut_width(drawing.title, inner, TITLE_SIZE, bold=True)
     return [
-        words(title, margin, margin + 13, size=TITLE_SIZE, font_weight=650),
+        words(title, margin, margin + 13, size=TITLE_SIZE, font_weight=700),
         words(kind, margin, margin + 30, size=11.0, ink="soft"),
     ]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from circuits.cards import Arrow, Card, Drawing, Piece
     from circuits.layout import Curve, Point
 
-MONO = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+MONO = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace, sans-serif"
 INKS = palette.INKS["light"]
 TITLE_BASELINE = 21.5
 FEATURES_BASELINE = 35.5
@@ -193,7 +193,7 @@ def _card_words(card: Card, width: float, *, detail: bool) -> list[str]:
     inner = width - 2 * cards.PADDING
     x, size = cards.PADDING, cards.TITLE_SIZE
     fit = _fit(card.title, inner)
-    parts = [words(card.title, x, TITLE_BASELINE, size=size, font_weight=650, textLength=fit)]
+    parts = [words(card.title, x, TITLE_BASELINE, size=size, font_weight=700, textLength=fit)]
     y, size, end = FEATURES_BASELINE, cards.SMALL_SIZE, x + inner
     if detail and card.features:
         parts.append(words(card.features, x, y, size=size, ink="soft"))

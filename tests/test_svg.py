@@ -16,7 +16,7 @@ from drawn import HOSTILE, hostile, html_system, large, loop
 from circuits import cards, layout, lettering
 from circuits.automaton import FeatureAutomaton
 from circuits.dot import automaton_dot
-from circuits.svg import automaton_svg, picture_bytes
+from circuits.svg import automaton_svg
 from sae_core.errors import RenderError
 
 if TYPE_CHECKING:
@@ -192,19 +192,6 @@ def test_another_engine_is_a_slip() -> None:
         layout.lay_out("digraph {}", engine="neato")
 
 
-def test_png_without_graphviz_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RenderError, match=r"png needs Graphviz.*Install Graphviz, or ask for svg"):
-        picture_bytes(automaton_dot(loop()), "png")
-
-
-def test_an_unknown_format_lists_the_known() -> None:
-    with pytest.raises(RenderError, match="svg, html, dot, png or pdf, not 'tiff'"):
-        picture_bytes(automaton_dot(loop()), "tiff")
-
-
 def test_to_svg_writes_the_file_and_gives_the_text(tmp_path: Path) -> None:
     text = loop().to_svg(tmp_path / "loop.svg")
     assert (tmp_path / "loop.svg").read_text(encoding="utf-8") == text == loop().to_svg()
@@ -229,10 +216,3 @@ def test_the_system_dot_draws_hostile_text_as_it_is() -> None:
     for token in HOSTILE:
         shown = lettering.cut_cells(lettering.shown_token(token), cards.RIGHT_CELLS)
         assert shown in joined
-
-
-@pytest.mark.dot
-@pytest.mark.skipif(not shutil.which("dot"), reason="needs Graphviz")
-def test_png_and_pdf_come_from_the_system_dot() -> None:
-    assert picture_bytes(automaton_dot(loop()), "png").startswith(b"\x89PNG")
-    assert picture_bytes(automaton_dot(loop()), "pdf").startswith(b"%PDF")
