@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from circuits.automaton import Example, FeatureAutomaton, State, Transition
 
 MIN_PROBABILITY = 0.02  # below, an arrow is noise beside the others of its state
+DRAWN_STATES = 8  # what a person reads in one picture, where no other number is asked for
+MERGED_STATES = 400  # more are not merged unasked: it may take over a second
 MAX_STATES = 40  # a card stays legible on one screen; more are for the tables
 ARROWS_PER_STATE = 2  # more, in a large automaton, hide each other
 MIN_ARROWS = 24
 N_EXAMPLES = 3
+N_SCORES = 8
 HELD_OUT = "held_out_"  # names of scores on unseen text begin so
 NOT_MEASURED = "not measured"
 GAP = "\u2003"  # between scores
@@ -101,17 +104,44 @@ class Drawing(NamedTuple):
     name: str
     title: str
     kind: str
+    """What it is, and of how many states."""
+
     cards: tuple[Card, ...]
     arrows: tuple[Arrow, ...]
     card_width: float
     card_height: float
     scores: tuple[str, ...]
-    """Lines of scores."""
+    """Scores with their numbers."""
 
     hidden: tuple[str, ...]
-    """A line that counts what is not drawn, where there is something."""
+    """Sentences that count what is not drawn, where there is something."""
 
     description: str
+
+
+def drawn(automaton: FeatureAutomaton, n_states: int | None = None) -> FeatureAutomaton:
+    """Give an automaton as pictures show it: of many states, the most alike are merged.
+
+    Args:
+        automaton: as stored.
+        n_states: states at most; None takes `DRAWN_STATES`, and leaves more than `MERGED_STATES` as
+            they are, of which `plan` takes the strongest.
+
+    Raises:
+        GraphError: the automaton is too large for its states to be merged.
+    """
+    stored = len(automaton.states)
+    most = DRAWN_STATES if n_states is None else n_states
+    if stored <= most or (n_states is None and stored > MERGED_STATES):
+        return automaton
+    return automaton.zoom(most)
+
+
+def state_count(automaton: FeatureAutomaton) -> str:
+    """Say how many states an automaton has, and of how many as stored they are merged."""
+    n_states, stored = len(automaton.states), _stored(automaton)
+    of = "" if stored == n_states else f" of {stored:,}"
+    return f"{n_states:,}{of} state{'s' if stored > 1 else ''}"
 
 
 def plan(automaton: FeatureAutomaton, *, detail: bool = True) -> Drawing:
@@ -128,22 +158,22 @@ def plan(automaton: FeatureAutomaton, *, detail: bool = True) -> Drawing:
     arrows = _arrows(automaton, {state.id for state in states}, detail=detail)
     kept = _kept_arrows(arrows, [state.id for state in states])
     n_examples = (N_EXAMPLES if len(states) <= FULL_CARDS else 1) if detail else 0
-    drawn, width = _cards(automaton, states, n_examples)
-    n_lines = max(len(card.lines) for card in drawn)
+    shown, width = _cards(automaton, states, n_examples)
+    n_lines = max(len(card.lines) for card in shown)
     height = HEAD_HEIGHT + n_lines * LINE_HEIGHT + (5.0 if n_lines else 0.0)
     steps = {(step.source, step.target) for step in automaton.transitions if step.target != EXIT}
-    hidden = _hidden_line(automaton, len(states), len(steps) - len(kept))
+    hidden = _hidden(automaton, len(states), len(steps) - len(kept))
     return Drawing(
         name=automaton.name,
         title=visible(automaton.title),
-        kind=automaton.kind,
-        cards=drawn,
+        kind=f"{automaton.kind} · {state_count(automaton)}",
+        cards=shown,
         arrows=kept,
         card_width=width,
         card_height=height if detail else BARE_HEIGHT,
-        scores=_score_lines(automaton) if detail else (),
+        scores=_scores(automaton) if detail else (),
         hidden=hidden if detail else (),
-        description=_description(automaton, drawn, kept),
+        description=_description(automaton, shown, kept),
     )
 
 
@@ -247,7 +277,7 @@ def _cards(
     inner = max(sum(window) * MONO_EM * TOKEN_SIZE, _title_width(states, n_examples))
     width = round(inner + 2 * PADDING, 1)
     order = {state.id: at for at, state in enumerate(automaton.states)}
-    drawn = (
+    shown = (
         _card(
             automaton,
             state,
@@ -258,7 +288,7 @@ def _cards(
         )
         for state in states
     )
-    return tuple(drawn), width
+    return tuple(shown), width
 
 
 def _card(
@@ -318,18 +348,27 @@ def _line(example: Example, window: tuple[float, float]) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def _score_lines(automaton: FeatureAutomaton) -> tuple[str, ...]:
-    scores = [f"{words} {number}" for words, number in score_words(automaton.scores)]
-    return tuple(GAP.join(scores[at : at + 4]) for at in range(0, min(len(scores), 8), 4))
+def _scores(automaton: FeatureAutomaton) -> tuple[str, ...]:
+    return tuple(f"{words} {number}" for words, number in score_words(automaton.scores)[:N_SCORES])
 
 
-def _hidden_line(automaton: FeatureAutomaton, n_drawn: int, n_arrows: int) -> tuple[str, ...]:
+def _stored(automaton: FeatureAutomaton) -> int:
+    """Count the states that an automaton has as stored, before a zoom."""
+    stored = automaton.provenance.get("zoomed_from")
+    return stored if isinstance(stored, int) else len(automaton.states)
+
+
+def _hidden(automaton: FeatureAutomaton, n_drawn: int, n_arrows: int) -> tuple[str, ...]:
     notes = []
-    if n_drawn < len(automaton.states):
-        notes.append(f"the {n_drawn} strongest of {len(automaton.states):,} states are drawn")
+    n_states, stored = len(automaton.states), _stored(automaton)
+    if n_states < stored:
+        more = f"{stored} draws all" if stored <= MAX_STATES else f"{MAX_STATES} draws more"
+        notes.append(f"{n_states} of {stored:,} states, the most alike merged; --states {more}")
+    if n_drawn < n_states:
+        notes.append(f"the {n_drawn} strongest of {n_states:,} states are drawn")
     if n_arrows:
         notes.append(f"{n_arrows:,} weaker arrow{'s' if n_arrows > 1 else ''} not drawn")
-    return (", ".join(notes),) if notes else ()
+    return tuple(notes)
 
 
 def _description(
@@ -342,5 +381,5 @@ def _description(
         for arrow in arrows[:12]
         if arrow.percent
     ]
-    opening = f"A {automaton.kind} of {len(automaton.states)} states."
+    opening = f"A {automaton.kind} of {state_count(automaton)}."
     return " ".join([opening, *(f"{step}." for step in steps)])

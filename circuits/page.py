@@ -47,7 +47,11 @@ class PageHeader:
 
 
 def page_html(
-    automata: Sequence[FeatureAutomaton], *, header: PageHeader, engine: str = "embedded"
+    automata: Sequence[FeatureAutomaton],
+    *,
+    header: PageHeader,
+    engine: str = "embedded",
+    n_states: int | None = None,
 ) -> str:
     """Give one self-contained HTML page.
 
@@ -55,15 +59,18 @@ def page_html(
         automata: in the order they are shown, best first.
         header: what was read.
         engine: layout of the pictures, as in `circuits.svg`.
+        n_states: states at most in pictures and tables, as in `cards.drawn`; the JSON has all.
 
     Returns:
         HTML text that loads nothing; equal input gives equal text.
 
     Raises:
+        GraphError: an automaton is too large for its states to be merged.
         RenderError: a picture cannot be laid out.
     """
     notes, script = list(header.notes), _resource("page.js")
-    articles = [_article(automaton, engine, notes) for automaton in automata]
+    shown = [cards.drawn(automaton, n_states) for automaton in automata]
+    articles = [_article(automaton, engine, notes) for automaton in shown]
     lines = [
         *_opening(header.title, script),
         *_head(header, list(dict.fromkeys(notes))),
@@ -177,8 +184,7 @@ def _article(automaton: FeatureAutomaton, engine: str, notes: list[str]) -> str:
     small = automaton_svg(automaton, engine=engine, detail=False, standalone=False)
     large = automaton_svg(automaton, engine=engine, standalone=False)
     notes += [*small.notes, *large.notes]
-    n_states = len(automaton.states)
-    kind = f"{_text(automaton.kind)} · {n_states} state{'s' if n_states > 1 else ''}"
+    kind = f"{_text(automaton.kind)} · {cards.state_count(automaton)}"
     return "\n".join(
         [
             (
@@ -232,7 +238,7 @@ def _state_row(automaton: FeatureAutomaton, at: int, state: State) -> str:
         f'<tr class="{_accent(at)}" data-state="{state.id}">'
         f'<td><bdi class="name">{_text(lettering.shown_label(state.label))}</bdi></td>'
         f"<td>{features}</td>"
-        f'<td class="number">{lettering.percent(automaton.exit_probability(state.id))}</td>'
+        f'<td class="number">{_percent(automaton.exit_probability(state.id))}</td>'
         f"<td>{lines}</td></tr>"
     )
 
@@ -270,7 +276,7 @@ def _arrows(automaton: FeatureAutomaton) -> str:
             f'<tr data-source="{step.source}" data-target="{step.target}">'
             f"{state_cell(step.source)}{state_cell(step.target)}"
             f'<td class="number">{_bar(step.probability)}'
-            f'<span class="share">{lettering.percent(step.probability)}</span></td>'
+            f'<span class="share">{_percent(step.probability)}</span></td>'
             f"<td>{_tokens(step)}</td>"
             f'<td class="number">{step.n_pairs:,}</td><td class="number">{causal}</td></tr>'
         )
@@ -286,6 +292,10 @@ def _arrows(automaton: FeatureAutomaton) -> str:
     )
 
 
+def _percent(probability: float) -> str:
+    return escape(lettering.percent(probability))
+
+
 def _bar(probability: float) -> str:
     return (
         '<svg class="bar" width="70" height="7" aria-hidden="true">'
@@ -296,7 +306,7 @@ def _bar(probability: float) -> str:
 def _tokens(step: Transition) -> str:
     cells = "".join(
         f'<span class="token"><bdi>{escape(lettering.shown_token(token.token_str))}</bdi>'
-        f"<small>{lettering.percent(token.share)}</small></span>"
+        f"<small>{_percent(token.share)}</small></span>"
         for token in step.tokens[:N_TOKENS]
     )
     hidden = len(step.tokens) - N_TOKENS

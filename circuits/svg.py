@@ -149,7 +149,9 @@ def _curve(place: Layout, at: int) -> Curve:
 
 def _document(drawing: Drawing, place: Layout, *, standalone: bool, detail: bool) -> str:
     box = _bounds(drawing, place)
-    footer = (*drawing.scores, *drawing.hidden) if standalone else drawing.hidden
+    lines = range(0, len(drawing.scores) if standalone else 0, 4)
+    scores = (cards.GAP.join(drawing.scores[at : at + 4]) for at in lines)
+    footer = (*scores, *drawing.hidden)
     head = TITLE_HEIGHT if standalone else 0.0
     margin = MARGIN if detail else 8.0
     foot = FOOTER_LINE * len(footer) + (8.0 if footer else 0.0)
@@ -192,12 +194,10 @@ def _opening(drawing: Drawing, width: float, height: float, *, detail: bool) -> 
 
 
 def _heading(drawing: Drawing, inner: float, margin: float) -> list[str]:
-    n_states = len(drawing.cards)
-    kind = f"{drawing.kind} · {n_states} state{'s' if n_states > 1 else ''}"
     title = lettering.cut_width(drawing.title, inner, TITLE_SIZE, bold=True)
     return [
         words(title, margin, margin + 13, size=TITLE_SIZE, font_weight=700),
-        words(kind, margin, margin + 30, size=11.0, ink="soft"),
+        words(drawing.kind, margin, margin + 30, size=11.0, ink="soft"),
     ]
 
 

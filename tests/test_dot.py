@@ -87,7 +87,35 @@ def test_of_too_many_states_the_strongest_are_drawn_and_the_rest_counted() -> No
     drawing = cards.plan(large(5_000, 100_000))
     assert len(drawing.cards) == cards.MAX_STATES
     assert len(drawing.arrows) <= cards.ARROWS_PER_STATE * cards.MAX_STATES
-    assert re.match(r"the 40 strongest of 5,000 states are drawn, [\d,]+ weaker", drawing.hidden[0])
+    assert drawing.hidden[0] == "the 40 strongest of 5,000 states are drawn"
+    assert re.match(r"[\d,]+ weaker arrows not drawn", drawing.hidden[1])
+
+
+def test_of_more_than_eight_states_the_most_alike_are_merged() -> None:
+    stored = large(23, 400)
+    drawing = cards.plan(cards.drawn(stored))
+    assert len(drawing.cards) == 8
+    assert drawing.kind == "system · 8 of 23 states"
+    assert drawing.hidden[0] == "8 of 23 states, the most alike merged; --states 23 draws all"
+    assert "8 of 23 states" in drawing.description
+    assert len(cards.plan(cards.drawn(stored, 12)).cards) == 12
+    assert cards.drawn(stored, 23) is cards.drawn(stored, 40) is stored
+
+
+def test_eight_states_or_fewer_are_drawn_as_they_are() -> None:
+    assert cards.drawn(html_system()) == html_system()
+    assert cards.plan(cards.drawn(html_system())).kind == "system · 4 states"
+    assert cards.drawn(large(8, 40)) == large(8, 40)
+
+
+def test_states_beyond_what_a_picture_holds_are_counted_with_the_most_there_can_be() -> None:
+    hidden = cards.plan(cards.drawn(large(60, 400))).hidden
+    assert hidden[0] == "8 of 60 states, the most alike merged; --states 40 draws more"
+
+
+def test_too_many_states_are_not_merged_unasked() -> None:
+    stored = large(cards.MERGED_STATES + 1, 2_000)
+    assert cards.drawn(stored) is stored
 
 
 def test_firing_tokens_stand_in_one_column() -> None:
