@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from circuits.automaton import Example, FeatureAutomaton, State, Transition
 
-MIN_PROBABILITY = 0.02  # below, an arrow is noise beside the others of its state
+MIN_PROBABILITY = 0.05  # below, an arrow is noise beside the others of its state
 DRAWN_STATES = 8  # what a person reads in one picture, where no other number is asked for
 MERGED_STATES = 400  # more are not merged unasked: it may take over a second
 MAX_STATES = 40  # a card stays legible on one screen; more are for the tables
-ARROWS_PER_STATE = 2  # more, in a large automaton, hide each other
-MIN_ARROWS = 24
+ARROWS_PER_STATE = 2  # more hide each other; a small picture has one
+MIN_ARROWS = 4  # so many of a pair are drawn even when small
 N_EXAMPLES = 3
 N_SCORES = 8
 HELD_OUT = "held_out_"  # names of scores on unseen text begin so
@@ -156,7 +156,8 @@ def plan(automaton: FeatureAutomaton, *, detail: bool = True) -> Drawing:
     """
     states = strongest_states(automaton, MAX_STATES)
     arrows = _arrows(automaton, {state.id for state in states}, detail=detail)
-    kept = _kept_arrows(arrows, [state.id for state in states])
+    most = max(MIN_ARROWS, (ARROWS_PER_STATE if detail else 1) * len(states))
+    kept = _kept_arrows(arrows, [state.id for state in states], most=most)
     n_examples = (N_EXAMPLES if len(states) <= FULL_CARDS else 1) if detail else 0
     shown, width = _cards(automaton, states, n_examples)
     n_lines = max(len(card.lines) for card in shown)
@@ -232,8 +233,8 @@ def _arrows(automaton: FeatureAutomaton, states: set[int], *, detail: bool) -> l
     return sorted(arrows, key=lambda arrow: (-arrow.probability, arrow.source, arrow.target))
 
 
-def _kept_arrows(arrows: list[Arrow], states: list[int]) -> tuple[Arrow, ...]:
-    """Keep strong arrows, and weak ones that join two parts of the picture."""
+def _kept_arrows(arrows: list[Arrow], states: list[int], *, most: int) -> tuple[Arrow, ...]:
+    """Keep the `most` strongest arrows, and weak ones that join two parts of the picture."""
     part = {state: state for state in states}
 
     def root(state: int) -> int:
@@ -242,13 +243,12 @@ def _kept_arrows(arrows: list[Arrow], states: list[int]) -> tuple[Arrow, ...]:
             state = part[state]
         return state
 
-    kept, room = [], max(MIN_ARROWS, ARROWS_PER_STATE * len(states)) - len(states)
+    kept: list[Arrow] = []
     for arrow in arrows:
         a, b = root(arrow.source), root(arrow.target)
-        strong = arrow.probability >= MIN_PROBABILITY and room > 0
+        strong = arrow.probability >= MIN_PROBABILITY and len(kept) < most
         if strong or a != b:
             kept.append(arrow)
-            room -= a == b
         part[a] = b
     return tuple(kept)
 
@@ -349,7 +349,12 @@ def _line(example: Example, window: tuple[float, float]) -> tuple[Piece, ...]:
 
 
 def _scores(automaton: FeatureAutomaton) -> tuple[str, ...]:
-    return tuple(f"{words} {number}" for words, number in score_words(automaton.scores)[:N_SCORES])
+    """Write the scores on unseen text; all, where those were not measured."""
+    scores = automaton.scores
+    unseen = {key: value for key, value in scores.items() if key.startswith(HELD_OUT)}
+    is_measured = any(value is not None for value in unseen.values())
+    pairs = score_words(unseen if is_measured else scores)
+    return tuple(f"{words} {number}" for words, number in pairs[:N_SCORES])
 
 
 def _stored(automaton: FeatureAutomaton) -> int:

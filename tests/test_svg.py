@@ -17,6 +17,7 @@ from circuits import cards, layout, lettering
 from circuits.automaton import FeatureAutomaton
 from circuits.dot import automaton_dot
 from circuits.svg import automaton_svg
+from circuits.svg_parts import LABEL_GAP, label_box
 from sae_core.errors import RenderError
 
 if TYPE_CHECKING:
@@ -112,6 +113,59 @@ def test_cards_are_of_one_size_and_do_not_overlap() -> None:
     for at, (x, y) in enumerate(places):
         for u, v in places[at + 1 :]:
             assert abs(x - u) >= width or abs(y - v) >= height
+
+
+def boxes_of(text: str, name: str) -> list[tuple[float, float, float, float]]:
+    """Give the first rectangle of each group of a class, moved as the group is."""
+    found = []
+    for node in ET.fromstring(text).iter(f"{SVG}g"):
+        if node.get("class") == name:
+            moved = re.findall(r"-?[\d.]+", node.get("transform", "0 0"))
+            x, y, width, height = (
+                float(node[0].get(key, 0)) for key in ("x", "y", "width", "height")
+            )
+            found.append((x + float(moved[0]), y + float(moved[1]), width, height))
+    return found
+
+
+@pytest.mark.parametrize("make", [html_system, loop, lambda: large(8, 30)])
+def test_the_words_of_an_arrow_stand_clear_of_cards_and_beside_their_arrow(make: Any) -> None:
+    drawing = cards.plan(make())
+    text = automaton_svg(make()).text
+    labels = boxes_of(text, "sa-label")
+    assert len(labels) == len(drawing.arrows)
+    for x, y, width, height in labels:
+        for u, v, card_width, card_height in boxes_of(text, "sa-state"):
+            assert (
+                x + width <= u + 1
+                or u + card_width <= x + 1
+                or y + height <= v + 1
+                or (v + card_height <= y + 1)
+            )
+
+
+def test_words_are_moved_up_to_a_curve_that_is_far_and_no_further() -> None:
+    arrow = cards.Arrow(0, 1, 0.5, "ab", "50\u202f%")
+    straight = tuple(layout.Point(0.0, 10.0 * at) for at in range(4))
+    for x in (200.0, -200.0):
+        box = label_box(arrow, layout.Curve(straight, straight[-1], layout.Point(x, 15.0)))
+        assert box is not None
+        assert min(abs(box.left), abs(box.right)) == LABEL_GAP
+        assert (box.left > 0) == (x > 0)
+    near = layout.Point(LABEL_GAP, 15.0)
+    box = label_box(arrow, layout.Curve(straight, straight[-1], near))
+    assert box is not None
+    assert (box.left + box.right) / 2 == near.x
+
+
+def test_a_small_picture_is_no_wider_than_its_words_need() -> None:
+    root = ET.fromstring(automaton_svg(loop()).text)
+    assert float(root.attrib["viewBox"].split()[2]) < 500
+
+
+def test_a_picture_says_how_it_is_read() -> None:
+    found = " ".join(texts(ET.fromstring(automaton_svg(loop()).text)))
+    assert "Card: a state, its features (F)" in found
 
 
 def test_a_picture_of_any_automaton_is_small_and_quick() -> None:
