@@ -37,6 +37,7 @@ from sae_core.console import (  # noqa: E402
     PATH,
     force_option,
     json_option,
+    most_states_option,
     output_option,
     texts_argument,
 )
@@ -151,30 +152,25 @@ def automata(run: Path, *, stability: int, as_json: bool) -> None:
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @output_option("Folder to write to; - prints one picture.")
 @click.option("--format", "formats", default="svg", help="Some of svg,html,dot,png,pdf.")
-@click.option("--states", type=click.IntRange(1), help="Zoom: draw with at most so many states.")
+@most_states_option
 @click.option(
     "--engine", type=click.Choice(["embedded", "dot"]), default="embedded", help="Layout."
 )
 @force_option
 def render(
-    run: Path,
-    names: tuple[str, ...],
-    output: Path,
-    formats: str,
-    *,
-    states: int | None,
-    engine: str,
-    force: bool,
+    run: Path, names: tuple[str, ...], output: Path, formats: str, *, force: bool, **options: Any
 ) -> None:
     r"""Draw automata of a run; all of them where no NAME is given.
+
+    PNG and PDF need one more package, pip install 'sae-automata[pictures]', or Graphviz.
 
     \b
     Example:
       circuits render run -o pictures --format svg,dot
+      circuits render run -o pictures --format png,pdf --states 20
     """
     from circuits.automata_files import why_none
-    from circuits.render import FORMATS, choose, zoomed
-    from circuits.render import render as draw
+    from circuits.render import FORMATS, choose, draw_all
     from circuits.run import open_run
 
     wanted = [word.strip() for word in formats.split(",")]
@@ -183,11 +179,11 @@ def render(
             f"{unknown[0]!r} is none of {', '.join(FORMATS)}", param_hint="--format"
         )
     opened = open_run(run)
-    chosen = [zoomed(one, states) for one in choose(opened, names)]
+    chosen = choose(opened, names)
     to_stdout = str(output) == "-"
     if to_stdout and len(chosen) * len(wanted) != 1:
         raise click.UsageError("-o - prints one picture; name one automaton and one format")
-    files = [draw(one, word, run=opened, engine=engine) for one in chosen for word in wanted]
+    files = draw_all(chosen, wanted, run=opened, **options)
     targets = {output if to_stdout else output / file.name: file.data for file in files}
     console.write_outputs(targets, force=force)
     for note in dict.fromkeys(note for file in files for note in file.notes):
@@ -201,8 +197,9 @@ def render(
 @cli.command()
 @run_argument
 @output_option("HTML file to write; - prints it.")
+@most_states_option
 @force_option
-def page(run: Path, output: Path, *, force: bool) -> None:
+def page(run: Path, output: Path, *, n_states: int | None, force: bool) -> None:
     r"""Write one self-contained, interactive page with all automata of a run.
 
     \b
@@ -213,7 +210,8 @@ def page(run: Path, output: Path, *, force: bool) -> None:
     from circuits.run import open_run
 
     opened = open_run(run)
-    console.write_output(output, page_of(opened, opened.automata).encode(), force=force)
+    text = page_of(opened, opened.automata, n_states=n_states)
+    console.write_output(output, text.encode(), force=force)
     if str(output) != "-":
         console.say(f"{output}: {len(opened.automata)} automata. Open it in a browser.")
 

@@ -23,22 +23,21 @@ from circuits.lettering import (
     shown_token,
     text_width,
 )
+from circuits.score_words import HELD_OUT, score_words
 from sae_core.tokens import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from circuits.automaton import Example, FeatureAutomaton, State, Transition, Variant
 
-MIN_PROBABILITY = 0.02  # below, an arrow is noise beside the others of its state
+MIN_PROBABILITY = 0.05  # below, an arrow is noise beside the others of its state
 MAX_STATES = 40  # a card stays legible on one screen; more are for the tables
-ARROWS_PER_STATE = 2  # more, in a large automaton, hide each other
-MIN_ARROWS = 24
+ARROWS_PER_STATE = 2  # more hide each other; a small picture has one
+MIN_ARROWS = 4  # so many of a pair are drawn even when small
 N_EXAMPLES = 3
-HELD_OUT = "held_out_"  # names of scores on unseen text begin so
-NOT_MEASURED = "not measured"
-INTERVAL = ("_low", "_high")  # names of its ends, after the name of the score
-SCORES_PER_LINE, MAX_SCORES = 4, 12
+N_SCORES = 8
+ASKED_FOR = ("stability", "causal_agreement")  # scores that are measured on request
 GAP = "\u2003"  # between scores
 FULL_CARDS = 12  # with more states than this a card shows one example
 
@@ -104,17 +103,26 @@ class Drawing(NamedTuple):
     name: str
     title: str
     kind: str
+    """What it is, and of how many states."""
+
     cards: tuple[Card, ...]
     arrows: tuple[Arrow, ...]
     card_width: float
     card_height: float
     scores: tuple[str, ...]
-    """Lines of scores."""
+    """Scores with their numbers."""
 
     hidden: tuple[str, ...]
-    """A line that counts what is not drawn, where there is something."""
+    """Sentences that count what is not drawn, where there is something."""
 
     description: str
+
+
+def state_count(automaton: FeatureAutomaton) -> str:
+    """Say how many states an automaton has, and of how many as stored they are merged."""
+    n_states, stored = len(automaton.states), _stored(automaton)
+    of = "" if stored == n_states else f" of {stored:,}"
+    return f"{n_states:,}{of} state{'s' if stored > 1 else ''}"
 
 
 def plan(automaton: FeatureAutomaton, *, detail: bool = True) -> Drawing:
@@ -129,44 +137,26 @@ def plan(automaton: FeatureAutomaton, *, detail: bool = True) -> Drawing:
     """
     states = strongest_states(automaton, MAX_STATES)
     arrows = _arrows(automaton, {state.id for state in states}, detail=detail)
-    kept = _kept_arrows(arrows, [state.id for state in states])
+    most = max(MIN_ARROWS, (ARROWS_PER_STATE if detail else 1) * len(states))
+    kept = _kept_arrows(arrows, [state.id for state in states], most=most)
     n_examples = (N_EXAMPLES if len(states) <= FULL_CARDS else 1) if detail else 0
-    drawn, width = _cards(automaton, states, n_examples)
-    n_lines = max(len(card.lines) for card in drawn)
+    shown, width = _cards(automaton, states, n_examples)
+    n_lines = max(len(card.lines) for card in shown)
     height = HEAD_HEIGHT + n_lines * LINE_HEIGHT + (5.0 if n_lines else 0.0)
     steps = {(step.source, step.target) for step in automaton.transitions if step.target != EXIT}
-    hidden = _hidden_line(automaton, len(states), len(steps) - len(kept))
+    hidden = _hidden(automaton, len(states), len(steps) - len(kept))
     return Drawing(
         name=automaton.name,
         title=visible(automaton.title),
-        kind=automaton.kind,
-        cards=drawn,
+        kind=f"{automaton.kind} · {state_count(automaton)}",
+        cards=shown,
         arrows=kept,
         card_width=width,
         card_height=height if detail else BARE_HEIGHT,
-        scores=_score_lines(automaton) if detail else (),
+        scores=_scores(automaton) if detail else (),
         hidden=hidden if detail else (),
-        description=_description(automaton, drawn, kept),
+        description=_description(automaton, shown, kept),
     )
-
-
-def score_words(scores: Mapping[str, float | int | None]) -> list[tuple[str, str]]:
-    """Give scores as (words, number) for people, without places and counts.
-
-    What was not measured says so; held-out scores, none of which was, say it once. The ends of an
-    interval stand behind their score.
-    """
-    held_out = [key for key in scores if key.startswith(HELD_OUT)]
-    unseen = bool(held_out) and all(scores[key] is None for key in held_out)
-    ends = interval_ends(scores)
-    words = []
-    for key, value in scores.items():
-        if key == "rank" or key.startswith("n_") or (unseen and key.startswith(HELD_OUT)):
-            continue
-        if key not in ends:
-            number = score_number(value) + interval_words(scores, key)
-            words.append((visible(key.replace("_", " ")), number))
-    return words + ([("held out", NOT_MEASURED)] if unseen else [])
 
 
 def variant_words(variants: Sequence[Variant]) -> str:
@@ -179,36 +169,6 @@ def variant_words(variants: Sequence[Variant]) -> str:
         f"{n_others}, {features}, saves {best.bits_saved:.3g} bits a step in "
         f"{percent(best.coverage)} of the text."
     )
-
-
-def interval_ends(scores: Mapping[str, float | int | None]) -> set[str]:
-    """Name the scores that are ends of another's interval."""
-    return {key + end for key in scores for end in INTERVAL}
-
-
-def interval_words(scores: Mapping[str, float | int | None], key: str) -> str:
-    """Give a score's interval as it stands behind the score; "" where there is none.
-
-    Example:
-        >>> interval_words({"bits": 0.3, "bits_low": 0.25, "bits_high": 0.35}, "bits")
-        ' (0.25 to 0.35)'
-    """
-    low, high = (scores.get(key + end) for end in INTERVAL)
-    if low is None or high is None:
-        return ""
-    return f" ({score_number(low)} to {score_number(high)})"
-
-
-def score_number(value: float | None) -> str:
-    """Write a score for people; None is what was not measured.
-
-    Example:
-        >>> score_number(0.23456), score_number(1200), score_number(None)
-        ('0.235', '1,200', 'not measured')
-    """
-    if value is None:
-        return NOT_MEASURED
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def strongest_states(automaton: FeatureAutomaton, most: int) -> list[State]:
@@ -239,8 +199,8 @@ def _arrows(automaton: FeatureAutomaton, states: set[int], *, detail: bool) -> l
     return sorted(arrows, key=lambda arrow: (-arrow.probability, arrow.source, arrow.target))
 
 
-def _kept_arrows(arrows: list[Arrow], states: list[int]) -> tuple[Arrow, ...]:
-    """Keep strong arrows, and weak ones that join two parts of the picture."""
+def _kept_arrows(arrows: list[Arrow], states: list[int], *, most: int) -> tuple[Arrow, ...]:
+    """Keep the `most` strongest arrows, and weak ones that join two parts of the picture."""
     part = {state: state for state in states}
 
     def root(state: int) -> int:
@@ -249,13 +209,12 @@ def _kept_arrows(arrows: list[Arrow], states: list[int]) -> tuple[Arrow, ...]:
             state = part[state]
         return state
 
-    kept, room = [], max(MIN_ARROWS, ARROWS_PER_STATE * len(states)) - len(states)
+    kept: list[Arrow] = []
     for arrow in arrows:
         a, b = root(arrow.source), root(arrow.target)
-        strong = arrow.probability >= MIN_PROBABILITY and room > 0
+        strong = arrow.probability >= MIN_PROBABILITY and len(kept) < most
         if strong or a != b:
             kept.append(arrow)
-            room -= a == b
         part[a] = b
     return tuple(kept)
 
@@ -284,7 +243,7 @@ def _cards(
     inner = max(sum(window) * MONO_EM * TOKEN_SIZE, _title_width(states, n_examples))
     width = round(inner + 2 * PADDING, 1)
     order = {state.id: at for at, state in enumerate(automaton.states)}
-    drawn = (
+    shown = (
         _card(
             automaton,
             state,
@@ -295,7 +254,7 @@ def _cards(
         )
         for state in states
     )
-    return tuple(drawn), width
+    return tuple(shown), width
 
 
 def _card(
@@ -355,21 +314,36 @@ def _line(example: Example, window: tuple[float, float]) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def _score_lines(automaton: FeatureAutomaton) -> tuple[str, ...]:
-    scores = [f"{words} {number}" for words, number in score_words(automaton.scores)]
-    shown = scores[:MAX_SCORES]
-    return tuple(
-        GAP.join(shown[at : at + SCORES_PER_LINE]) for at in range(0, len(shown), SCORES_PER_LINE)
-    )
+def _scores(automaton: FeatureAutomaton) -> tuple[str, ...]:
+    """Write the scores on unseen text and what was asked for; all, where those were not measured."""
+    scores = automaton.scores
+    told = {
+        key: value
+        for key, value in scores.items()
+        if key.startswith(HELD_OUT) or (key in ASKED_FOR and value is not None)
+    }
+    is_measured = any(told[key] is not None for key in told if key.startswith(HELD_OUT))
+    pairs = score_words(told if is_measured else scores)
+    return tuple(f"{words} {number}" for words, number in pairs[:N_SCORES])
 
 
-def _hidden_line(automaton: FeatureAutomaton, n_drawn: int, n_arrows: int) -> tuple[str, ...]:
+def _stored(automaton: FeatureAutomaton) -> int:
+    """Count the states that an automaton has as stored, before a zoom."""
+    stored = automaton.provenance.get("zoomed_from")
+    return stored if isinstance(stored, int) else len(automaton.states)
+
+
+def _hidden(automaton: FeatureAutomaton, n_drawn: int, n_arrows: int) -> tuple[str, ...]:
     notes = []
-    if n_drawn < len(automaton.states):
-        notes.append(f"the {n_drawn} strongest of {len(automaton.states):,} states are drawn")
+    n_states, stored = len(automaton.states), _stored(automaton)
+    if n_states < stored:
+        more = f"{stored} draws all" if stored <= MAX_STATES else f"{MAX_STATES} draws more"
+        notes.append(f"{n_states} of {stored:,} states, the most alike merged; --states {more}")
+    if n_drawn < n_states:
+        notes.append(f"the {n_drawn} strongest of {n_states:,} states are drawn")
     if n_arrows:
         notes.append(f"{n_arrows:,} weaker arrow{'s' if n_arrows > 1 else ''} not drawn")
-    return (", ".join(notes),) if notes else ()
+    return tuple(notes)
 
 
 def _description(
@@ -382,7 +356,6 @@ def _description(
         for arrow in arrows[:12]
         if arrow.percent
     ]
-    n_states = len(automaton.states)
-    opening = f"A {automaton.kind} of {n_states} state{'s' if n_states > 1 else ''}."
+    opening = f"A {automaton.kind} of {state_count(automaton)}."
     said = [visible(automaton.description)] if automaton.description else []
     return " ".join([opening, *said, *(f"{step}." for step in steps)])

@@ -45,7 +45,8 @@ def automaton_dot(
 def drawing_dot(drawing: Drawing, *, theme: Theme = "light", direction: Direction = "LR") -> str:
     """Give a planned drawing as DOT text; see `automaton_dot`."""
     inks = palette.INKS[theme]
-    caption = "\\l".join(map(quoted_text, (drawing.title, *drawing.scores, *drawing.hidden)))
+    scores = cards.GAP.join(drawing.scores)
+    caption = "\\l".join(map(quoted_text, (drawing.title, scores, *drawing.hidden)))
     lines = [
         f"digraph {quoted(drawing.name)} {{",
         (

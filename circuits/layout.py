@@ -53,6 +53,22 @@ class Curve(NamedTuple):
     tip: Point
     label: Point | None
 
+    def along(self, n: int = 24) -> tuple[Point, ...]:
+        """Give points on the curve from source to tip, `n` for each of its pieces."""
+        found = []
+        for at in range(0, len(self.points) - 3, 3):
+            piece = self.points[at : at + 4]
+            for step in range(n):
+                t = step / n
+                shares = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+                found.append(
+                    Point(
+                        sum(share * point.x for share, point in zip(shares, piece, strict=True)),
+                        sum(share * point.y for share, point in zip(shares, piece, strict=True)),
+                    )
+                )
+        return (*found, self.points[-1], self.tip)
+
 
 class Layout(NamedTuple):
     """Where everything is."""

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import TYPE_CHECKING
 
 from sae_core.tokens import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MONO_EM = 0.602  # width of a character of the common monospace fonts, in em
 SPACE = "\u2423"
@@ -85,6 +89,23 @@ def cut_width(text: str, width: float, size: float, *, bold: bool = False) -> st
     while text and text_width(text + ELLIPSIS, size, bold=bold) > width:
         text = text[:-1]
     return text + ELLIPSIS
+
+
+def wrapped(parts: Iterable[str], width: float, size: float, *, gap: str = " ") -> list[str]:
+    """Set parts of proportional text in lines of a width in pixels; no part is broken, but cut.
+
+    Example:
+        >>> wrapped(["one", "two", "three"], 60, 10)
+        ['one two', 'three']
+    """
+    lines: list[str] = []
+    for part in parts:
+        longer = f"{lines[-1]}{gap}{part}" if lines else part
+        if lines and text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return [cut_width(line, width, size) for line in lines]
 
 
 def percent(probability: float) -> str:

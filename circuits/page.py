@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 from circuits import cards, lettering, palette
 from circuits.automaton import EXIT
+from circuits.score_words import score_words
 from circuits.svg import automaton_svg, style_sheet
+from circuits.zoom import drawn
 from sae_core.tokens import visible
 
 if TYPE_CHECKING:
@@ -47,7 +49,11 @@ class PageHeader:
 
 
 def page_html(
-    automata: Sequence[FeatureAutomaton], *, header: PageHeader, engine: str = "embedded"
+    automata: Sequence[FeatureAutomaton],
+    *,
+    header: PageHeader,
+    engine: str = "embedded",
+    n_states: int | None = None,
 ) -> str:
     """Give one self-contained HTML page.
 
@@ -55,15 +61,18 @@ def page_html(
         automata: in the order they are shown, best first.
         header: what was read.
         engine: layout of the pictures, as in `circuits.svg`.
+        n_states: states at most in pictures and tables, as in `circuits.zoom.drawn`; the JSON has all.
 
     Returns:
         HTML text that loads nothing; equal input gives equal text.
 
     Raises:
+        GraphError: an automaton is too large for its states to be merged.
         RenderError: a picture cannot be laid out.
     """
     notes, script = list(header.notes), _resource("page.js")
-    articles = [_article(automaton, engine, notes) for automaton in automata]
+    shown = [drawn(automaton, n_states) for automaton in automata]
+    articles = [_article(automaton, engine, notes) for automaton in shown]
     lines = [
         *_opening(header.title, script),
         *_head(header, list(dict.fromkeys(notes))),
@@ -177,8 +186,7 @@ def _article(automaton: FeatureAutomaton, engine: str, notes: list[str]) -> str:
     small = automaton_svg(automaton, engine=engine, detail=False, standalone=False)
     large = automaton_svg(automaton, engine=engine, standalone=False)
     notes += [*small.notes, *large.notes]
-    n_states = len(automaton.states)
-    kind = f"{_text(automaton.kind)} · {n_states} state{'s' if n_states > 1 else ''}"
+    kind = f"{_text(automaton.kind)} · {cards.state_count(automaton)}"
     return "\n".join(
         [
             (
@@ -202,7 +210,7 @@ def _article(automaton: FeatureAutomaton, engine: str, notes: list[str]) -> str:
 
 def _figures(automaton: FeatureAutomaton) -> str:
     """Give the scores that stand on the card: held-out ones first."""
-    words = sorted(cards.score_words(automaton.scores), key=lambda pair: "held" not in pair[0])
+    words = sorted(score_words(automaton.scores), key=lambda pair: "held" not in pair[0])
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(number)}</dd></div>"
         for name, number in words[:N_FIGURES]
@@ -235,7 +243,7 @@ def _state_row(automaton: FeatureAutomaton, at: int, state: State) -> str:
         f'<tr class="{_accent(at)}" data-state="{state.id}">'
         f'<td><bdi class="name">{_text(lettering.shown_label(state.label))}</bdi></td>'
         f"<td>{features}</td>"
-        f'<td class="number">{lettering.percent(automaton.exit_probability(state.id))}</td>'
+        f'<td class="number">{_percent(automaton.exit_probability(state.id))}</td>'
         f"<td>{lines}</td></tr>"
     )
 
@@ -273,7 +281,7 @@ def _arrows(automaton: FeatureAutomaton) -> str:
             f'<tr data-source="{step.source}" data-target="{step.target}">'
             f"{state_cell(step.source)}{state_cell(step.target)}"
             f'<td class="number">{_bar(step.probability)}'
-            f'<span class="share">{lettering.percent(step.probability)}</span></td>'
+            f'<span class="share">{_percent(step.probability)}</span></td>'
             f"<td>{_tokens(step)}</td>"
             f'<td class="number">{step.n_pairs:,}</td><td class="number">{causal}</td></tr>'
         )
@@ -289,6 +297,10 @@ def _arrows(automaton: FeatureAutomaton) -> str:
     )
 
 
+def _percent(probability: float) -> str:
+    return escape(lettering.percent(probability))
+
+
 def _bar(probability: float) -> str:
     return (
         '<svg class="bar" width="70" height="7" aria-hidden="true">'
@@ -299,7 +311,7 @@ def _bar(probability: float) -> str:
 def _tokens(step: Transition) -> str:
     cells = "".join(
         f'<span class="token"><bdi>{escape(lettering.shown_token(token.token_str))}</bdi>'
-        f"<small>{lettering.percent(token.share)}</small></span>"
+        f"<small>{_percent(token.share)}</small></span>"
         for token in step.tokens[:N_TOKENS]
     )
     hidden = len(step.tokens) - N_TOKENS
@@ -309,7 +321,7 @@ def _tokens(step: Transition) -> str:
 def _more(automaton: FeatureAutomaton) -> str:
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="number">{escape(number)}</td></tr>'
-        for name, number in cards.score_words(automaton.scores)
+        for name, number in score_words(automaton.scores)
     )
     origin = json.dumps(automaton.provenance, indent=1, sort_keys=True, default=str)
     return (

@@ -1,6 +1,11 @@
 """Colours of pictures and pages: safe for colour-blind readers, on light and on dark paper.
 
-Source: Okabe and Ito 2008, "Color Universal Design"; without black and yellow, which vanish.
+Five are those of Okabe and Ito, without black and yellow, which vanish, and without vermilion,
+which many see as orange. Rust, violet and brown were searched for among colours that stand out from
+either paper, as far as can be from the others and each other, as simulated for colour-blind eyes.
+
+Source: Okabe and Ito 2008, "Color Universal Design"; Machado et al. 2009, "A Physiologically-based
+Model for Simulation of Color Vision Deficiency".
 """
 
 from __future__ import annotations
@@ -9,7 +14,10 @@ from typing import Literal, NamedTuple
 
 Theme = Literal["light", "dark"]
 
-ACCENTS = ("#0072b2", "#d98200", "#009e73", "#b85c92", "#d55e00", "#3a9fd8")
+ACCENTS = (
+    *("#0072b2", "#d98200", "#009e73", "#b85c92"),
+    *("#aa4c0e", "#3a9fd8", "#7033cc", "#675232"),
+)
 SHADE_MIN, SHADE_MAX = 0.10, 0.56  # opacity of an accent behind text; above, text loses contrast
 N_LEVELS = 5
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from circuits.automata_files import why_none
 from circuits.dot import automaton_dot
 from circuits.page import PageHeader, page_html
-from circuits.svg import automaton_svg, picture_bytes
+from circuits.pictures import picture_bytes
+from circuits.svg import automaton_svg
+from circuits.zoom import drawn
 from sae_core.errors import GraphError
 
 if TYPE_CHECKING:
@@ -56,33 +58,65 @@ def zoomed(automaton: FeatureAutomaton, n_states: int | None) -> FeatureAutomato
 
 
 def render(
-    automaton: FeatureAutomaton, output: str, *, run: Run, engine: str = "embedded"
+    automaton: FeatureAutomaton,
+    output: str,
+    *,
+    run: Run,
+    engine: str = "embedded",
+    n_states: int | None = None,
 ) -> Rendered:
     """Draw an automaton in one format.
 
     Args:
-        automaton: what to draw.
+        automaton: what to draw, as stored.
         output: one of `FORMATS`.
         run: where it is from, for the head of a page.
         engine: "embedded", or "dot" for the system's Graphviz.
+        n_states: states at most, as in `circuits.zoom.drawn`.
 
     Raises:
-        RenderError: the format needs Graphviz and it is not there, or the layout failed.
+        GraphError: the automaton is too large for its states to be merged.
+        RenderError: the format needs a package that is not there, or the layout failed.
     """
     name = f"{automaton.name}.{output}"
-    if output == "svg":
-        picture = automaton_svg(automaton, engine=engine)
-        return Rendered(name, picture.text.encode(), picture.notes)
     if output == "html":
         head = page_header(run, title=automaton.title)
-        return Rendered(name, page_html([automaton], header=head, engine=engine).encode())
-    dot = automaton_dot(automaton)
-    return Rendered(name, dot.encode() if output == "dot" else picture_bytes(dot, output))
+        text = page_html([automaton], header=head, engine=engine, n_states=n_states)
+        return Rendered(name, text.encode())
+    shown = drawn(automaton, n_states)
+    if output == "svg":
+        picture = automaton_svg(shown, engine=engine)
+        return Rendered(name, picture.text.encode(), picture.notes)
+    if output == "dot":
+        return Rendered(name, automaton_dot(shown).encode())
+    return Rendered(name, *picture_bytes(shown, output, engine=engine))
 
 
-def page(run: Run, automata: Iterable[FeatureAutomaton], *, engine: str = "embedded") -> str:
-    """Give one page with these automata of a run."""
-    return page_html(list(automata), header=page_header(run), engine=engine)
+def draw_all(
+    automata: Iterable[FeatureAutomaton],
+    formats: Sequence[str],
+    *,
+    run: Run,
+    engine: str = "embedded",
+    n_states: int | None = None,
+) -> list[Rendered]:
+    """Draw each automaton in each format; see `render`."""
+    return [
+        render(automaton, output, run=run, engine=engine, n_states=n_states)
+        for automaton in automata
+        for output in formats
+    ]
+
+
+def page(
+    run: Run,
+    automata: Iterable[FeatureAutomaton],
+    *,
+    engine: str = "embedded",
+    n_states: int | None = None,
+) -> str:
+    """Give one page with these automata of a run, of `n_states` states at most in its pictures."""
+    return page_html(list(automata), header=page_header(run), engine=engine, n_states=n_states)
 
 
 def page_header(run: Run, *, title: str = "Automata") -> PageHeader:

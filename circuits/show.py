@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 
 from circuits.automata_files import why_none
-from circuits.cards import NOT_MEASURED, interval_ends, interval_words
 from circuits.lettering import shown_label, shown_token
+from circuits.score_words import NOT_MEASURED, interval_ends, interval_words
 from circuits.states import has_next
 from sae_core.files import parquet_columns
 from sae_core.store import iter_token_shards, token_files

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-import math
 from typing import TYPE_CHECKING, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -20,11 +19,12 @@ from circuits.dot import layout_dot
 from circuits.layout import Point
 from circuits.svg_parts import (
     INKS,
+    Box,
     draw_arrow,
     draw_card,
     draw_label,
     element,
-    label_size,
+    label_box,
     number,
     words,
 )
@@ -42,10 +42,16 @@ TITLE_SIZE = 17.0
 FOOTER_LINE = 15.0
 FOOTER_SIZE = 10.0
 SCALE = 1.25  # the small print of a card is then about 12 pixels high
-MAX_WORDS = 900.0  # a longer title or footer is cut
+MIN_WIDTH = 430.0  # of a picture with words below it
+MAX_TITLE = 900.0  # a longer title is cut
 MAX_WIDTH = 1600.0  # a wider picture is shown smaller; it stays sharp
 GOOD_ASPECT = 1.5  # width / height that suits a page and a screen
-SANS = "system-ui, 'Helvetica Neue', Arial, sans-serif"
+LEGEND = (
+    "Card: a state, its features (F), and text, shaded by activation, outlined where the state is"
+    f" current. Arrow: next tokens, their probability. {lettering.SPACE}: space."
+)
+# A converter knows no system-ui, and sets a line in any font when its own lacks one character.
+SANS = "system-ui, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif"
 
 
 class Picture(NamedTuple):
@@ -56,15 +62,6 @@ class Picture(NamedTuple):
 
     notes: tuple[str, ...]
     """What the user should know, such as another engine than asked for."""
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels, y down."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
 
 
 def automaton_svg(
@@ -99,22 +96,6 @@ def automaton_svg(
     return Picture(_document(drawing, best, standalone=standalone and detail, detail=detail), notes)
 
 
-def picture_bytes(dot_text: str, output: str) -> bytes:
-    """Draw a DOT text as PNG or PDF with the system's Graphviz.
-
-    Raises:
-        RenderError: the format is another, or the system has no working `dot`.
-    """
-    if output not in ("png", "pdf"):
-        raise RenderError(f"pictures are svg, html, dot, png or pdf, not {output!r}")
-    try:
-        return layout.run_dot(dot_text, output)
-    except RenderError as err:
-        raise RenderError(
-            f"{output} needs Graphviz's `dot`: {err}. Install Graphviz, or ask for svg"
-        ) from err
-
-
 @functools.cache
 def style_sheet() -> str:
     """Give the style sheet of pictures: their colours on dark paper."""
@@ -122,30 +103,26 @@ def style_sheet() -> str:
 
 
 def _unrest(drawing: Drawing, place: Layout) -> float:
-    """Rate a layout: its area, times how far its shape is from `GOOD_ASPECT`; less is better."""
+    """Rate a layout: the height of a frame of `GOOD_ASPECT` that holds it; less is better."""
     box = _bounds(drawing, place)
     width, height = box.right - box.left, box.bottom - box.top
-    return width * height * (1 + abs(math.log(width / height / GOOD_ASPECT)))
+    return max(width / GOOD_ASPECT, height)
 
 
 def _bounds(drawing: Drawing, place: Layout) -> Box:
     """Give the smallest rectangle around all cards, curves and labels."""
-    xs: list[float] = []
-    ys: list[float] = []
-
-    def add(middle: Point, width: float, height: float) -> None:
-        xs.extend((middle.x - width / 2, middle.x + width / 2))
-        ys.extend((middle.y - height / 2, middle.y + height / 2))
-
+    half_width, half_height = drawing.card_width / 2, drawing.card_height / 2
+    boxes = []
     for card in drawing.cards:
-        add(_node(place, card.state_id), drawing.card_width, drawing.card_height)
+        x, y = _node(place, card.state_id)
+        boxes.append(Box(x - half_width, y - half_height, x + half_width, y + half_height))
     for at, arrow in enumerate(drawing.arrows):
         curve = _curve(place, at)
-        for point in (*curve.points, curve.tip):
-            add(point, 4, 4)
-        if curve.label:
-            add(curve.label, *label_size(arrow))
-    return Box(min(xs), min(ys), max(xs), max(ys))
+        boxes += (Box(x - 2, y - 2, x + 2, y + 2) for x, y in curve.along())
+        label = label_box(arrow, curve)
+        boxes += [label] if label else []
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return Box(min(lefts), min(tops), max(rights), max(bottoms))
 
 
 def _node(place: Layout, state_id: int) -> Point:
@@ -164,13 +141,14 @@ def _curve(place: Layout, at: int) -> Curve:
 
 def _document(drawing: Drawing, place: Layout, *, standalone: bool, detail: bool) -> str:
     box = _bounds(drawing, place)
-    footer = (*drawing.scores, *drawing.hidden) if standalone else drawing.hidden
+    inner = box.right - box.left
+    if standalone:
+        title = lettering.text_width(drawing.title, TITLE_SIZE, bold=True)
+        inner = max(inner, MIN_WIDTH, min(title, MAX_TITLE))
+    footer = _footer(drawing, inner, standalone=standalone)
     head = TITLE_HEIGHT if standalone else 0.0
     margin = MARGIN if detail else 8.0
     foot = FOOTER_LINE * len(footer) + (8.0 if footer else 0.0)
-    widths = [lettering.text_width(line, FOOTER_SIZE) for line in footer]
-    widths.append(lettering.text_width(drawing.title, TITLE_SIZE, bold=True) if standalone else 0.0)
-    inner = max(box.right - box.left, min(max(widths), MAX_WORDS))
     width = inner + 2 * margin
     height = box.bottom - box.top + head + foot + 2 * margin
     shift = Point(margin - box.left + (inner - (box.right - box.left)) / 2, margin + head - box.top)
@@ -207,16 +185,27 @@ def _opening(drawing: Drawing, width: float, height: float, *, detail: bool) -> 
 
 
 def _heading(drawing: Drawing, inner: float, margin: float) -> list[str]:
-    n_states = len(drawing.cards)
-    kind = f"{drawing.kind} · {n_states} state{'s' if n_states > 1 else ''}"
     title = lettering.cut_width(drawing.title, inner, TITLE_SIZE, bold=True)
     return [
-        words(title, margin, margin + 13, size=TITLE_SIZE, font_weight=650),
-        words(kind, margin, margin + 30, size=11.0, ink="soft"),
+        words(title, margin, margin + 13, size=TITLE_SIZE, font_weight=700),
+        words(drawing.kind, margin, margin + 30, size=11.0, ink="soft"),
     ]
 
 
-def _footing(lines: tuple[str, ...], margin: float, top: float) -> list[str]:
+def _footer(drawing: Drawing, width: float, *, standalone: bool) -> list[str]:
+    """Give the lines below a picture: scores, what is not drawn, and how to read it."""
+    lines = [
+        line
+        for note in drawing.hidden
+        for line in lettering.wrapped(note.split(), width, FOOTER_SIZE)
+    ]
+    if standalone:
+        scores = lettering.wrapped(drawing.scores, width, FOOTER_SIZE, gap=cards.GAP)
+        lines = [*scores, *lines, *lettering.wrapped(LEGEND.split(), width, FOOTER_SIZE)]
+    return lines
+
+
+def _footing(lines: list[str], margin: float, top: float) -> list[str]:
     return [
         words(line, margin, top + at * FOOTER_LINE, size=FOOTER_SIZE, ink="soft")
         for at, line in enumerate(lines)

@@ -8,7 +8,7 @@ classes let a style sheet replace them on dark paper.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 from circuits import cards, lettering, palette
@@ -18,15 +18,25 @@ if TYPE_CHECKING:
     from circuits.cards import Arrow, Card, Drawing, Piece
     from circuits.layout import Curve, Point
 
-MONO = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+MONO = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace, sans-serif"
 INKS = palette.INKS["light"]
 TITLE_BASELINE = 21.5
 FEATURES_BASELINE = 35.5
 TOKEN_BASELINE = 11.7
 TOKEN_BOX = 14.0
 LABEL_LINE = 13.0
+LABEL_GAP = 5.0  # between an arrow and its words
 _CELL = lettering.MONO_EM * cards.TOKEN_SIZE
 _PLAIN = frozenset((lettering.ELLIPSIS, lettering.SPACE))
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels, y down."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
 
 
 def number(value: float) -> str:
@@ -133,14 +143,35 @@ def label_size(arrow: Arrow) -> tuple[float, float]:
     return cells * lettering.MONO_EM * cards.LABEL_SIZE + 2, n_lines * LABEL_LINE + 1
 
 
-def draw_label(arrow: Arrow, curve: Curve) -> str:
-    """Write an arrow's tokens and, under them, its probability, on a veil of paper."""
+def label_box(arrow: Arrow, curve: Curve) -> Box | None:
+    """Give the place of an arrow's words: as laid out, but moved up to the curve beside them."""
     if curve.label is None:
-        return ""
+        return None
     width, height = label_size(arrow)
     x, y = curve.label
-    size, baseline = cards.LABEL_SIZE, y - height / 2 + 10.5
-    parts = [_veil(x - width / 2, y - height / 2, width, height)]
+    left, top = x - width / 2, y - height / 2
+    right, bottom = left + width, top + height
+    points = curve.along()
+    beside = [point.x for point in points if top <= point.y <= bottom]
+    over = [point.y for point in points if left <= point.x <= right]
+    if beside and max(beside) + LABEL_GAP < left:
+        left = max(beside) + LABEL_GAP
+    elif beside and min(beside) - LABEL_GAP > right:
+        left = min(beside) - LABEL_GAP - width
+    elif over and max(over) + LABEL_GAP < top:
+        top = max(over) + LABEL_GAP
+    elif over and min(over) - LABEL_GAP > bottom:
+        top = min(over) - LABEL_GAP - height
+    return Box(left, top, left + width, top + height)
+
+
+def draw_label(arrow: Arrow, curve: Curve) -> str:
+    """Write an arrow's tokens and, under them, its probability, on a veil of paper."""
+    box = label_box(arrow, curve)
+    if box is None:
+        return ""
+    x, size, baseline = (box.left + box.right) / 2, cards.LABEL_SIZE, box.top + 10.5
+    parts = [_veil(box)]
     if arrow.tokens:
         fit = lettering.n_cells(arrow.tokens) * lettering.MONO_EM * size
         parts.append(words(arrow.tokens, x, baseline, size=size, font_family=MONO, textLength=fit))
@@ -156,14 +187,14 @@ def draw_label(arrow: Arrow, curve: Curve) -> str:
     )
 
 
-def _veil(x: float, y: float, width: float, height: float) -> str:
+def _veil(box: Box) -> str:
     return element(
         "rect",
         class_="sa-veil",
-        x=x,
-        y=y,
-        width=width,
-        height=height,
+        x=box.left,
+        y=box.top,
+        width=box.right - box.left,
+        height=box.bottom - box.top,
         rx=4,
         fill=INKS.paper,
         fill_opacity="0.85",
@@ -193,7 +224,7 @@ def _card_words(card: Card, width: float, *, detail: bool) -> list[str]:
     inner = width - 2 * cards.PADDING
     x, size = cards.PADDING, cards.TITLE_SIZE
     fit = _fit(card.title, inner)
-    parts = [words(card.title, x, TITLE_BASELINE, size=size, font_weight=650, textLength=fit)]
+    parts = [words(card.title, x, TITLE_BASELINE, size=size, font_weight=700, textLength=fit)]
     y, size, end = FEATURES_BASELINE, cards.SMALL_SIZE, x + inner
     if detail and card.features:
         parts.append(words(card.features, x, y, size=size, ink="soft"))

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from circuits.automaton import Example, FeatureAutomaton
 
-DRAWN_STATES = 8  # what a person reads in one picture
+DRAWN_STATES = 8  # what a person reads in one picture, where no other number is asked for
+MERGED_STATES = 400  # more are not merged unasked: it may take over a second
 MAX_WORK = 10**10  # states squared x outcomes, about a minute; what is found takes a thousandth
 REST = -1  # stands for the tokens that an arrow does not list
 
@@ -71,6 +72,24 @@ def zoom(automaton: FeatureAutomaton, n_states: int) -> FeatureAutomaton:
         transitions=_transitions(automaton, home),
         provenance=automaton.provenance | {"zoomed_from": stored},
     )
+
+
+def drawn(automaton: FeatureAutomaton, n_states: int | None = None) -> FeatureAutomaton:
+    """Give an automaton as pictures show it: of many states, the most alike are merged.
+
+    Args:
+        automaton: as stored.
+        n_states: states at most; None takes `DRAWN_STATES`, and leaves more than `MERGED_STATES` as
+            they are, of which `circuits.cards.plan` takes the strongest.
+
+    Raises:
+        GraphError: the automaton is too large for its states to be merged.
+    """
+    stored = len(automaton.states)
+    most = DRAWN_STATES if n_states is None else n_states
+    if stored <= most or (n_states is None and stored > MERGED_STATES):
+        return automaton
+    return zoom(automaton, most)
 
 
 def merge_tree(automaton: FeatureAutomaton) -> tuple[Merge, ...]:

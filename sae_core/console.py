@@ -44,6 +44,12 @@ N_LISTED = 8  # entries of a list that a table's cell shows; --json gives all
 texts_argument = click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+most_states_option = click.option(
+    "--states",
+    "n_states",
+    type=click.IntRange(1),
+    help="Draw so many states at most, the most alike merged; 8 where it is not given.",
+)
 
 
 def output_option(words: str, *, default: str | None = None) -> Callable[[Any], Any]:

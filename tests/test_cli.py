@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,9 +12,11 @@ from xml.etree import ElementTree as ET
 import click
 import pytest
 import shell
+from drawn import large
 from planted import planted_world
 
 import cli
+from circuits.discover import write_automata
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,6 +117,24 @@ def test_render_of_one_name_can_be_zoomed_and_printed(world: Path) -> None:
     full, small = shell.invoke(*words), shell.invoke(*words, "--states", 2)
     assert full.stdout.count(" [label=<") == largest["n_states"]
     assert small.stdout.count(" [label=<") == 2
+
+
+def test_many_states_are_drawn_as_eight_unless_more_are_asked_for(
+    world: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(world, tmp_path / "run")
+    write_automata(run, [large(23, 400)])
+    words = ["render", run, "-o", "-", "--format"]
+    assert "8 of 23 states, the most alike merged" in shell.invoke(*words, "svg").stdout
+    assert shell.invoke(*words, "dot").stdout.count(" [label=<") == 8
+    assert shell.invoke(*words, "dot", "--states", 23).stdout.count(" [label=<") == 23
+    for n_states, said in (
+        ((), "8 of 23"),
+        (("--states", 20), "20 of 23"),
+        (("--states", 30), "23"),
+    ):
+        text = shell.invoke("page", run, "-o", "-", *n_states).stdout
+        assert f"system · {said} states" in text
 
 
 def test_render_names_the_automata_there_are(world: Path, tmp_path: Path) -> None:

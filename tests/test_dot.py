@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 from drawn import HOSTILE, hostile, html_system, large
 
-from circuits import cards, lettering
+from circuits import cards, lettering, palette, zoom
 from circuits.dot import automaton_dot, layout_dot, quoted, quoted_text, table_text
 from circuits.layout import lay_out
+from circuits.zoom import drawn
 
 
 def test_the_same_automaton_gives_the_same_text() -> None:
@@ -86,8 +87,53 @@ def test_a_weak_arrow_stays_when_its_state_would_be_cut_off() -> None:
 def test_of_too_many_states_the_strongest_are_drawn_and_the_rest_counted() -> None:
     drawing = cards.plan(large(5_000, 100_000))
     assert len(drawing.cards) == cards.MAX_STATES
-    assert len(drawing.arrows) <= cards.ARROWS_PER_STATE * cards.MAX_STATES
-    assert re.match(r"the 40 strongest of 5,000 states are drawn, [\d,]+ weaker", drawing.hidden[0])
+    assert len(drawing.arrows) <= cards.ARROWS_PER_STATE * cards.MAX_STATES + cards.MAX_STATES
+    assert drawing.hidden[0] == "the 40 strongest of 5,000 states are drawn"
+    assert re.match(r"[\d,]+ weaker arrows not drawn", drawing.hidden[1])
+
+
+def test_of_more_than_eight_states_the_most_alike_are_merged() -> None:
+    stored = large(23, 400)
+    drawing = cards.plan(drawn(stored))
+    assert len(drawing.cards) == 8
+    assert drawing.kind == "system · 8 of 23 states"
+    assert drawing.hidden[0] == "8 of 23 states, the most alike merged; --states 23 draws all"
+    assert "8 of 23 states" in drawing.description
+    assert len(cards.plan(drawn(stored, 12)).cards) == 12
+    assert drawn(stored, 23) is drawn(stored, 40) is stored
+
+
+def test_eight_states_or_fewer_are_drawn_as_they_are() -> None:
+    assert drawn(html_system()) == html_system()
+    assert cards.plan(drawn(html_system())).kind == "system · 4 states"
+    assert drawn(large(8, 40)) == large(8, 40)
+
+
+def test_states_beyond_what_a_picture_holds_are_counted_with_the_most_there_can_be() -> None:
+    hidden = cards.plan(drawn(large(60, 400))).hidden
+    assert hidden[0] == "8 of 60 states, the most alike merged; --states 40 draws more"
+
+
+def test_too_many_states_are_not_merged_unasked() -> None:
+    stored = large(zoom.MERGED_STATES + 1, 2_000)
+    assert drawn(stored) is stored
+
+
+def test_eight_states_have_eight_colours() -> None:
+    assert len(set(palette.ACCENTS)) >= zoom.DRAWN_STATES
+
+
+def test_no_more_than_two_arrows_a_state_are_drawn() -> None:
+    drawing = cards.plan(large(8, 2_000))
+    assert len(drawing.arrows) <= 2 * 8 + 7
+    assert len(cards.plan(large(8, 2_000), detail=False).arrows) <= 8 + 7
+
+
+def test_scores_on_unseen_text_stand_for_the_others_where_they_were_measured() -> None:
+    measured = html_system()
+    assert cards.plan(measured).scores == ("held out retention 0.86",)
+    unmeasured = replace(measured, scores={"retention": 0.87, "held_out_retention": None})
+    assert cards.plan(unmeasured).scores == ("retention 0.87", "held out not measured")
 
 
 def test_firing_tokens_stand_in_one_column() -> None:

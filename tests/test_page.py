@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import html5lib
 import pytest
-from drawn import HOSTILE, hostile, html_system, loop
+from drawn import HOSTILE, hostile, html_system, large, loop
 
 from circuits import lettering
 from circuits.page import PageHeader, page_html
@@ -27,7 +27,7 @@ HTML = "{http://www.w3.org/1999/xhtml}"
 
 
 def page() -> str:
-    return page_html([html_system(), loop(), hostile()], header=HEADER)
+    return page_html([html_system(), loop(), hostile()], header=HEADER, n_states=len(HOSTILE))
 
 
 def parsed(text: str) -> Any:
@@ -57,6 +57,20 @@ def test_every_automaton_is_there_without_a_script() -> None:
         assert len(card.findall(".//{http://www.w3.org/2000/svg}svg[@role='img']")) == 2
         assert len(card.findall(f".//{HTML}table")) == 3
     assert tree.find(f".//{HTML}div[@role='search']").get("hidden") is not None
+
+
+def test_of_many_states_eight_are_shown_and_all_are_in_the_json() -> None:
+    stored = large(23, 400)
+    for n_states, shown in ((None, 8), (12, 12), (23, 23)):
+        tree = parsed(page_html([stored], header=HEADER, n_states=n_states))
+        pictures = tree.iter("{http://www.w3.org/2000/svg}g")
+        states = {node.get("data-state") for node in pictures if node.get("class") == "sa-state"}
+        rows = {node.get("data-state") for node in tree.iter(f"{HTML}tr")} - {None}
+        assert states == rows
+        assert len(states) == shown
+        text = tree.find(f".//{HTML}script[@id='data']").text
+        assert len(json.loads(text)[0]["states"]) == 23
+    assert "system · 8 of 23 states" in page_html([stored], header=HEADER)
 
 
 def test_hostile_tokens_stand_in_the_page_as_they_are() -> None:

@@ -16,7 +16,8 @@ from drawn import HOSTILE, hostile, html_system, large, loop
 from circuits import cards, layout, lettering
 from circuits.automaton import FeatureAutomaton
 from circuits.dot import automaton_dot
-from circuits.svg import automaton_svg, picture_bytes
+from circuits.svg import automaton_svg
+from circuits.svg_parts import LABEL_GAP, label_box
 from sae_core.errors import RenderError
 
 if TYPE_CHECKING:
@@ -114,6 +115,59 @@ def test_cards_are_of_one_size_and_do_not_overlap() -> None:
             assert abs(x - u) >= width or abs(y - v) >= height
 
 
+def boxes_of(text: str, name: str) -> list[tuple[float, float, float, float]]:
+    """Give the first rectangle of each group of a class, moved as the group is."""
+    found = []
+    for node in ET.fromstring(text).iter(f"{SVG}g"):
+        if node.get("class") == name:
+            moved = re.findall(r"-?[\d.]+", node.get("transform", "0 0"))
+            x, y, width, height = (
+                float(node[0].get(key, 0)) for key in ("x", "y", "width", "height")
+            )
+            found.append((x + float(moved[0]), y + float(moved[1]), width, height))
+    return found
+
+
+@pytest.mark.parametrize("make", [html_system, loop, lambda: large(8, 30)])
+def test_the_words_of_an_arrow_stand_clear_of_cards_and_beside_their_arrow(make: Any) -> None:
+    drawing = cards.plan(make())
+    text = automaton_svg(make()).text
+    labels = boxes_of(text, "sa-label")
+    assert len(labels) == len(drawing.arrows)
+    for x, y, width, height in labels:
+        for u, v, card_width, card_height in boxes_of(text, "sa-state"):
+            assert (
+                x + width <= u + 1
+                or u + card_width <= x + 1
+                or y + height <= v + 1
+                or (v + card_height <= y + 1)
+            )
+
+
+def test_words_are_moved_up_to_a_curve_that_is_far_and_no_further() -> None:
+    arrow = cards.Arrow(0, 1, 0.5, "ab", "50\u202f%")
+    straight = tuple(layout.Point(0.0, 10.0 * at) for at in range(4))
+    for x in (200.0, -200.0):
+        box = label_box(arrow, layout.Curve(straight, straight[-1], layout.Point(x, 15.0)))
+        assert box is not None
+        assert min(abs(box.left), abs(box.right)) == LABEL_GAP
+        assert (box.left > 0) == (x > 0)
+    near = layout.Point(LABEL_GAP, 15.0)
+    box = label_box(arrow, layout.Curve(straight, straight[-1], near))
+    assert box is not None
+    assert (box.left + box.right) / 2 == near.x
+
+
+def test_a_small_picture_is_no_wider_than_its_words_need() -> None:
+    root = ET.fromstring(automaton_svg(loop()).text)
+    assert float(root.attrib["viewBox"].split()[2]) < 500
+
+
+def test_a_picture_says_how_it_is_read() -> None:
+    found = " ".join(texts(ET.fromstring(automaton_svg(loop()).text)))
+    assert "Card: a state, its features (F)" in found
+
+
 def test_a_picture_of_any_automaton_is_small_and_quick() -> None:
     automaton_svg(loop())  # compiles the embedded layout
     start = time.perf_counter()
@@ -192,19 +246,6 @@ def test_another_engine_is_a_slip() -> None:
         layout.lay_out("digraph {}", engine="neato")
 
 
-def test_png_without_graphviz_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RenderError, match=r"png needs Graphviz.*Install Graphviz, or ask for svg"):
-        picture_bytes(automaton_dot(loop()), "png")
-
-
-def test_an_unknown_format_lists_the_known() -> None:
-    with pytest.raises(RenderError, match="svg, html, dot, png or pdf, not 'tiff'"):
-        picture_bytes(automaton_dot(loop()), "tiff")
-
-
 def test_to_svg_writes_the_file_and_gives_the_text(tmp_path: Path) -> None:
     text = loop().to_svg(tmp_path / "loop.svg")
     assert (tmp_path / "loop.svg").read_text(encoding="utf-8") == text == loop().to_svg()
@@ -229,10 +270,3 @@ def test_the_system_dot_draws_hostile_text_as_it_is() -> None:
     for token in HOSTILE:
         shown = lettering.cut_cells(lettering.shown_token(token), cards.RIGHT_CELLS)
         assert shown in joined
-
-
-@pytest.mark.dot
-@pytest.mark.skipif(not shutil.which("dot"), reason="needs Graphviz")
-def test_png_and_pdf_come_from_the_system_dot() -> None:
-    assert picture_bytes(automaton_dot(loop()), "png").startswith(b"\x89PNG")
-    assert picture_bytes(automaton_dot(loop()), "pdf").startswith(b"%PDF")
