@@ -86,9 +86,13 @@ def cut_width(text: str, width: float, size: float, *, bold: bool = False) -> st
     """Cut proportional text to a width in pixels, an ellipsis in place of what is cut."""
     if text_width(text, size, bold=bold) <= width:
         return text
-    while text and text_width(text + ELLIPSIS, size, bold=bold) > width:
-        text = text[:-1]
-    return text + ELLIPSIS
+    kept, room = "", width - text_width(ELLIPSIS, size, bold=bold)
+    for char in text:
+        room -= text_width(char, size, bold=bold)
+        if room < 0:
+            break
+        kept += char
+    return kept + ELLIPSIS
 
 
 def wrapped(parts: Iterable[str], width: float, size: float, *, gap: str = " ") -> list[str]:
