@@ -62,7 +62,7 @@ def training_scores(
     matrix = transition_matrix(steps, n_states)
     retention = float(matrix[:, :-1].sum() / max(1, matrix.sum()))
     coverage = float((sequence >= 0).mean())
-    prior = _prior(tokens, steps, n_states)
+    prior = unigram(tokens, steps, n_states)
     bits = _bits_saved(steps, steps, n_states, prior)
     lift = retention / coverage if coverage > 0 else 0.0
     return Scores(retention, lift, bits, coverage)
@@ -92,7 +92,7 @@ def held_out_scores(
     if len(unseen.rows) == 0:
         return dict.fromkeys(HELD_OUT) | {"held_out_coverage": 0.0}
     matrix = transition_matrix(unseen, len(groups))
-    prior = _prior(held_out, steps, len(groups))
+    prior = unigram(held_out, steps, len(groups))
     values = (
         float(matrix[:, :-1].sum() / matrix.sum()),
         _bits_saved(steps, unseen, len(groups), prior),
@@ -116,8 +116,17 @@ def smoothed(
     return chance
 
 
-def _prior(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float64]:
-    """Give the unigram that the states must beat: the spans', or for one state the whole text's."""
+def unigram(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float64]:
+    """Give the unigram that states must beat: the spans', or for one state the whole text's.
+
+    Args:
+        tokens: a text.
+        steps: the steps that are counted.
+        n_states: number of states.
+
+    Returns:
+        (n_ids,) smoothed probability of each token, up to the highest id that occurs.
+    """
     base = steps.token if n_states > 1 else tokens.token_ids
     size = 1 + max(int(tokens.token_ids.max(initial=0)), int(steps.token.max(initial=0)))
     counts = np.bincount(base, minlength=size) + SMOOTHING
@@ -125,7 +134,20 @@ def _prior(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float6
     return prior
 
 
-def _bits_saved(counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.float64]) -> float:
+def next_token_chances(
+    counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give what states say of the tokens that came: P(next token | state), counted on other steps.
+
+    Args:
+        counted: the steps that probabilities are taken from, at least one.
+        scored: n steps to predict.
+        n_states: number of states; any machine's, such as clusters.
+        prior: (n_ids,) as of `unigram`; a token beyond it counts as its rarest.
+
+    Returns:
+        (n,) smoothed probability of each scored step's token, and (n,) that of the prior.
+    """
     size = max(
         len(prior), 1 + int(scored.token.max(initial=0)), 1 + int(counted.token.max(initial=0))
     )
@@ -136,8 +158,13 @@ def _bits_saved(counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.
     wanted = _key(scored, size)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     seen = np.where(keys[at] == wanted, counts[at], 0)
-    chance = smoothed(seen, totals[scored.source], base[scored.token])
-    return float(np.mean(np.log2(chance) - np.log2(base[scored.token])))
+    own = base[scored.token]
+    return smoothed(seen, totals[scored.source], own), own
+
+
+def _bits_saved(counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.float64]) -> float:
+    chance, base = next_token_chances(counted, scored, n_states, prior)
+    return float(np.mean(np.log2(chance) - np.log2(base)))
 
 
 def _key(steps: Steps, size: int) -> NDArray[np.int64]:
