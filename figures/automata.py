@@ -163,7 +163,8 @@ def _drawn(found: KindScores | None) -> list[tuple[str, str, Inside]]:
         return []
     by_features = [one for one in found.detail if one.by == "features" and one.rows]
     few = [one for one in by_features[1:] if one.n_states == DRAWN_STATES]
-    return [(f"html-{one.n_states}", "html", one) for one in (*by_features[:1], *few)]
+    whole = [("html", "html", one) for one in by_features[:1]]
+    return whole + [(f"html-{DRAWN_STATES}", "html", one) for one in few]
 
 
 def _drawn_utf8(found: KindScores | None) -> list[tuple[str, str, Inside]]:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from sae_core.schema import TokenTable
 
 AUTOMATON, HMM, CLUSTERS = "automaton", "HMM", "k-means on neurons"  # as they are called
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 TRIAL_STEPS = 40_000  # of the training spans, on which each start is tried
-TRIAL_ROUNDS = 15
-MAX_ROUNDS = 40
+TRIAL_ROUNDS = 20
+MAX_ROUNDS = 100
 MIN_GAIN = 1e-4  # nats a token; below, what is left to gain changes no second digit
 PSEUDO_MOVES = 1.0  # of each state, spread over all states, so that no move is impossible
 FIT_ROWS = 40_000  # evenly spaced, on which clusters are fitted

@@ -407,12 +407,12 @@ def test_the_script_writes_the_same_page_numbers_and_pictures_each_time(parts: P
         automata.main([str(parts / "run"), str(parts / "pages"), "--docs", str(docs)])
         written.append({file.name: file.read_bytes() for file in sorted(docs.iterdir())})
     assert written[0] == written[1]
-    names = ["automata-scores-html-3.svg", "automata-scores.json", "automata-scores.md"]
+    names = ["automata-scores-html.svg", "automata-scores.json", "automata-scores.md"]
     assert list(written[0]) == names
     assert all(len(data) < 100_000 for data in written[0].values())
     page = written[0]["automata-scores.md"].decode()
     assert "| `system-often` | system | 3 |" in page
-    assert "packages (ant, bee):" in page
+    assert "packages (`ant`, `bee`):" in page
     found = json.loads(written[0]["automata-scores.json"])
     (row,) = found["next_token"]
     assert set(row["bits"]) == {
