@@ -78,7 +78,7 @@ def training_scores(
     matrix = transition_matrix(steps, n_states)
     retention = float(matrix[:, :-1].sum() / max(1, matrix.sum()))
     coverage = float((sequence >= 0).mean())
-    prior = _prior(tokens, steps, n_states)
+    prior = unigram(tokens, steps, n_states)
     bits = float(np.mean(_bits_saved(steps, steps, n_states, prior)))
     lift = retention / coverage if coverage > 0 else 0.0
     others = _bits_from_others(tokens, steps, n_states, prior)
@@ -111,7 +111,7 @@ def held_out_scores(
     if len(unseen.rows) == 0:
         return dict.fromkeys(HELD_OUT) | {"held_out_coverage": 0.0}
     matrix = transition_matrix(unseen, len(groups))
-    bits = _bits_saved(steps, unseen, len(groups), _prior(held_out, steps, len(groups)))
+    bits = _bits_saved(steps, unseen, len(groups), unigram(held_out, steps, len(groups)))
     values = (
         float(matrix[:, :-1].sum() / matrix.sum()),
         float(np.mean(bits)),
@@ -136,8 +136,17 @@ def smoothed(
     return chance
 
 
-def _prior(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float64]:
-    """Give the unigram that the states must beat: the spans', or for one state the whole text's."""
+def unigram(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float64]:
+    """Give the unigram that states must beat: the spans', or for one state the whole text's.
+
+    Args:
+        tokens: a text.
+        steps: the steps that are counted.
+        n_states: number of states.
+
+    Returns:
+        (n_ids,) smoothed probability of each token, up to the highest id that occurs.
+    """
     base = steps.token if n_states > 1 else tokens.token_ids
     size = 1 + max(int(tokens.token_ids.max(initial=0)), int(steps.token.max(initial=0)))
     counts = np.bincount(base, minlength=size) + SMOOTHING
@@ -145,10 +154,20 @@ def _prior(tokens: TokenTable, steps: Steps, n_states: int) -> NDArray[np.float6
     return prior
 
 
-def _bits_saved(
+def next_token_chances(
     counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(n,) bits that each of the n scored steps saves, by the counts of other steps."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give what states say of the tokens that came: P(next token | state), counted on other steps.
+
+    Args:
+        counted: the steps that probabilities are taken from, at least one.
+        scored: n steps to predict.
+        n_states: number of states; any machine's, such as clusters.
+        prior: (n_ids,) as of `unigram`; a token beyond it counts as its rarest.
+
+    Returns:
+        (n,) smoothed probability of each scored step's token, and (n,) that of the prior.
+    """
     size = max(
         len(prior), 1 + int(scored.token.max(initial=0)), 1 + int(counted.token.max(initial=0))
     )
@@ -159,8 +178,16 @@ def _bits_saved(
     wanted = _key(scored, size)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     seen = np.where(keys[at] == wanted, counts[at], 0)
-    chance = smoothed(seen, totals[scored.source], base[scored.token])
-    bits: NDArray[np.float64] = np.log2(chance) - np.log2(base[scored.token])
+    own = base[scored.token]
+    return smoothed(seen, totals[scored.source], own), own
+
+
+def _bits_saved(
+    counted: Steps, scored: Steps, n_states: int, prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n,) bits that each of the n scored steps saves, by the counts of other steps."""
+    chance, base = next_token_chances(counted, scored, n_states, prior)
+    bits: NDArray[np.float64] = np.log2(chance) - np.log2(base)
     return bits
 
 

@@ -96,7 +96,7 @@ def trace(
     follows = has_next(tokens)
     fired: list[list[int]] = [[] for _ in texts]
     if by == "tokens":
-        states = _read(_reader_of(automaton), texts, follows)
+        states = states_by_tokens(automaton, texts, follows)
     else:
         if mean_act is None:
             raise ValueError("mean_act is missing; reading by features needs it")
@@ -109,6 +109,30 @@ def trace(
         "byte_end": tokens.byte_end,
     }
     return _frame(automaton, columns, states, fired, follows)
+
+
+def states_by_tokens(
+    automaton: FeatureAutomaton, texts: Sequence[str], follows: NDArray[np.bool_]
+) -> list[int | None]:
+    """Give the state after each token when the automaton alone reads.
+
+    Args:
+        automaton: the automaton.
+        texts: printable form of each of n tokens.
+        follows: (n,) whether the next token is of the same window, as of `circuits.states.has_next`.
+
+    Returns:
+        (n,) state ids, None outside.
+    """
+    reader = _reader_of(automaton)
+    states: list[int | None] = []
+    here: int | None = None
+    for text, goes_on in zip(texts, follows.tolist(), strict=True):
+        here = reader.entry.get(text) if here is None else reader.steps.get((here, text))
+        states.append(here)
+        if not goes_on:
+            here = None
+    return states
 
 
 def sample(automaton: FeatureAutomaton, n_tokens: int, seed: int) -> list[str]:
@@ -187,17 +211,6 @@ def _reader_of(automaton: FeatureAutomaton) -> _Reader:
         {key: min(1.0, chance) for key, chance in chances.items()},
         {state: [text for _, text in sorted(of)[:N_PROMOTED]] for state, of in promoted.items()},
     )
-
-
-def _read(reader: _Reader, texts: Sequence[str], follows: NDArray[np.bool_]) -> list[int | None]:
-    states: list[int | None] = []
-    here: int | None = None
-    for text, goes_on in zip(texts, follows.tolist(), strict=True):
-        here = reader.entry.get(text) if here is None else reader.steps.get((here, text))
-        states.append(here)
-        if not goes_on:
-            here = None
-    return states
 
 
 def _states_by_features(

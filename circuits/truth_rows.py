@@ -62,7 +62,7 @@ class TruthRow:
     """Upper end."""
 
     difference: float | None
-    """Accuracy of the features minus that of this reader; None for the features themselves."""
+    """Accuracy of the reader compared with, the features, minus that of this one; None for itself."""
 
     difference_low: float | None
     """Lower end of the 95 % interval of the difference, both readers on the same packages."""
@@ -136,28 +136,41 @@ def macro_f1_of(tables: NDArray[np.number]) -> NDArray[np.float64]:
     return mean
 
 
-def rows_of(found: TruthTables) -> list[TruthRow]:
+def rows_of(found: TruthTables, *, against: str = FEATURES) -> list[TruthRow]:
     """Score every reader.
 
     Args:
-        found: the readers' tables, those of the features among them.
+        found: the readers' tables.
+        against: the reader among them that all others are compared with.
 
     Returns:
         One row a reader, in the order of the tables.
     """
-    draws = _draws(len(found.units))
+    draws = unit_draws(len(found.units))
     scores = {what: _drawn(tables, draws) for what, tables in found.tables.items()}
-    n_tokens = int(found.tables[FEATURES].sum())
-    return [_row(what, one, scores[FEATURES], n_tokens) for what, one in scores.items()]
+    n_tokens = int(found.tables[against].sum())
+    first = scores[against]
+    return [
+        _row(what, one, None if what == against else first, n_tokens)
+        for what, one in scores.items()
+    ]
 
 
-def _draws(n_units: int) -> NDArray[np.float64]:
+def unit_draws(n_units: int) -> NDArray[np.float64]:
     """Give how often each unit is drawn, (N_RESAMPLES, n_units); of one unit nothing is drawn."""
     if n_units == 1:
         return np.zeros((0, 1))
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     drawn = (rng.integers(n_units, size=n_units) for _ in range(N_RESAMPLES))
     return np.stack([np.bincount(draw, minlength=n_units) for draw in drawn]).astype(float)
+
+
+def interval_of(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """Give the 95 % interval of the draws' values; none where there was no unit to draw another from."""
+    if len(values) == 0:
+        return None, None
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _drawn(tables: NDArray[np.int64], draws: NDArray[np.float64]) -> _Drawn:
@@ -169,11 +182,10 @@ def _drawn(tables: NDArray[np.int64], draws: NDArray[np.float64]) -> _Drawn:
     )
 
 
-def _row(what: str, one: _Drawn, features: _Drawn, n_tokens: int) -> TruthRow:
-    low, high = _interval(one.accuracies)
-    f1_low, f1_high = _interval(one.macro_f1s)
-    is_other = what != FEATURES
-    ends = _interval(features.accuracies - one.accuracies) if is_other else (None, None)
+def _row(what: str, one: _Drawn, first: _Drawn | None, n_tokens: int) -> TruthRow:
+    low, high = interval_of(one.accuracies)
+    f1_low, f1_high = interval_of(one.macro_f1s)
+    ends = (None, None) if first is None else interval_of(first.accuracies - one.accuracies)
     return TruthRow(
         what=what,
         accuracy=one.accuracy,
@@ -182,16 +194,8 @@ def _row(what: str, one: _Drawn, features: _Drawn, n_tokens: int) -> TruthRow:
         high=high,
         macro_f1_low=f1_low,
         macro_f1_high=f1_high,
-        difference=features.accuracy - one.accuracy if is_other else None,
+        difference=None if first is None else first.accuracy - one.accuracy,
         difference_low=ends[0],
         difference_high=ends[1],
         n_tokens=n_tokens,
     )
-
-
-def _interval(values: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
-    """Give the 95 % interval; none where there was no unit to draw another from."""
-    if len(values) == 0:
-        return None, None
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

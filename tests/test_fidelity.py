@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from circuits.fidelity import HELD_OUT, held_out_scores, training_scores
-from circuits.states import state_sequence, steps_of
+from circuits.fidelity import (
+    HELD_OUT,
+    held_out_scores,
+    next_token_chances,
+    training_scores,
+    unigram,
+)
+from circuits.states import Steps, state_sequence, steps_of
 from sae_core.schema import TokenTable
 
 
@@ -164,3 +170,22 @@ def test_one_held_out_document_has_no_interval() -> None:
     found = held_out(rounds(50), table(ROUND * 9, FIRES * 9, [0] * 54))
     assert found["held_out_bits_per_token"] is not None
     assert found["held_out_bits_per_token_low"] is None
+
+
+def test_chances_of_a_state_are_its_smoothed_counts_and_sum_to_1() -> None:
+    counted = Steps(
+        np.arange(4), np.array([0, 0, 0, 1]), np.zeros(4, np.int32), np.array([1, 1, 2, 0])
+    )
+    asked = Steps(np.arange(3), np.zeros(3, np.int32), np.zeros(3, np.int32), np.arange(3))
+    prior = np.array([0.5, 0.25, 0.25])
+    chance, base = next_token_chances(counted, asked, 2, prior)
+    assert base.tolist() == prior.tolist()
+    assert chance == pytest.approx(np.array([25, 2 + 12.5, 1 + 12.5]) / 53)
+    assert chance.sum() == pytest.approx(1)
+
+
+def test_the_unigram_is_the_spans_or_for_one_state_the_texts() -> None:
+    tokens = table([0, 0, 0, 1], [None, 0, None, None], [0] * 4)
+    steps = steps_of(tokens, np.array([-1, -1, 0, -1], np.int32))
+    assert unigram(tokens, steps, 2) == pytest.approx([0.25, 0.75])  # after the span: 1
+    assert unigram(tokens, steps, 1) == pytest.approx([0.7, 0.3])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tagged import VOCABULARY, tagged_run, tags
 
 from circuits.automaton import EdgeToken, Transition
-from circuits.trace import TRACE_SCHEMA, sample, trace
+from circuits.trace import TRACE_SCHEMA, sample, states_by_tokens, trace
 from circuits.trace_text import greedy_tokens
 from sae_core.errors import GraphError, StoreError
 from sae_core.store import read_tokens, write_tokens
@@ -75,6 +75,14 @@ def test_by_tokens_the_automaton_reads_alone(run: circuits.Run) -> None:
     frame = traced(run, by="tokens", mean_act=None)
     assert frame["state"].to_list() == [2, 5, None, None, 2, 5, 9, None, 5, 2]
     assert frame["features"].to_list() == [[]] * 10
+
+
+def test_the_states_of_a_trace_by_tokens_can_be_had_alone(run: circuits.Run) -> None:
+    found = run.automata[0].trace(run.document(0), by="tokens")
+    follows = np.array([True, True, True, False, True, False])
+    assert (
+        states_by_tokens(tags(), found["token_str"].to_list(), follows) == found["state"].to_list()
+    )
 
 
 def test_by_tokens_a_token_on_no_arrow_leads_outside(run: circuits.Run) -> None:

@@ -93,6 +93,14 @@ def test_the_features_are_not_compared_with_themselves() -> None:
     assert features.difference is features.difference_low is features.difference_high is None
 
 
+def test_any_reader_can_be_the_one_that_others_are_compared_with() -> None:
+    features, token = rows_of(tables_of(0))
+    other, itself = rows_of(tables_of(0), against="token")
+    assert itself.difference is None
+    assert other.difference == pytest.approx(token.accuracy - features.accuracy)
+    assert other.accuracy == features.accuracy
+
+
 def test_a_reader_that_is_always_behind_by_as_much_has_a_narrow_difference() -> None:
     # Packages differ widely, the two readers by 0.1 in each of them.
     right = np.array([[90, 50], [80, 40]])
