@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from circuits.states import (
     steps_of,
     transition_matrix,
 )
+from sae_core.schema import TokenTable
 from sae_core.store import select_tokens
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from circuits.propose import Proposal
-    from sae_core.schema import TokenTable
 
 MIN_STATE_STEPS = 25  # with fewer, a count's relative error 1 / sqrt(n) is over 20 %
 MIN_STATE_BITS = 0.3  # a state that says less about what comes next is no state
@@ -56,6 +57,32 @@ class Text:
     token_strs: list[str]
     """Printable form of each vocabulary id."""
 
+    def near(self, features: Sequence[int]) -> TokenTable:
+        """Keep what some features did, and of the tokens those where one fires and the next ones.
+
+        States are read again and again; this is all that they and their steps depend on.
+        """
+        order, starts, row_of = self._by_feature
+        entries = [order[starts[feature] : starts[feature + 1]] for feature in features]
+        kept = np.sort(np.concatenate(entries))
+        fires = row_of[kept]
+        rows = np.union1d(fires, fires + 1)
+        rows = rows[: np.searchsorted(rows, len(self.tokens.token_ids))]
+        n_fires = np.bincount(np.searchsorted(rows, fires), minlength=len(rows))
+        columns = (column[rows] for column in self.tokens[:6])
+        indptr = np.concatenate([[0], np.cumsum(n_fires)])
+        lists = (values[kept] for values in self.tokens[7:])
+        return TokenTable._make([*columns, indptr, *lists])
+
+    @cached_property
+    def _by_feature(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Order of the firings by feature, start of each feature in it, and row of each firing."""
+        tokens = self.tokens
+        order = np.argsort(tokens.features, kind="stable")
+        n_fires = np.bincount(tokens.features, minlength=len(self.mean_act))
+        rows = np.repeat(np.arange(len(tokens.token_ids)), np.diff(tokens.indptr))
+        return order, np.concatenate([[0], np.cumsum(n_fires)]), rows
+
 
 def shape(proposal: Proposal, text: Text) -> Groups:
     """Turn a set of features into the groups that are its states.
@@ -68,7 +95,7 @@ def shape(proposal: Proposal, text: Text) -> Groups:
         The features of each state; empty when nothing of the set holds together.
     """
     groups: Groups = list(proposal.groups)
-    text = replace(text, tokens=_only(text.tokens, proposal.features, len(text.mean_act)))
+    text = replace(text, tokens=text.near(proposal.features))
     if proposal.kind != "system":
         return _without_idle(groups, text)
     bound = MIN_BOUND_CLOSED if proposal.closed else MIN_BOUND
@@ -80,27 +107,6 @@ def shape(proposal: Proposal, text: Text) -> Groups:
             return kept
         groups = [(feature,) for group in kept for feature in group]
     return []
-
-
-def _only(tokens: TokenTable, features: Sequence[int], d_sae: int) -> TokenTable:
-    """Keep what some features did, and of the tokens those where one fires and the next ones.
-
-    States are read again and again; this is all that they and their steps depend on.
-    """
-    is_member = np.zeros(d_sae, dtype=bool)
-    is_member[list(features)] = True
-    kept = is_member[tokens.features]
-    before = np.concatenate([[0], np.cumsum(kept)])
-    indptr = before[tokens.indptr]
-    fires = np.diff(indptr) > 0
-    fires[1:] |= fires[:-1].copy()
-    members = tokens._replace(
-        indptr=indptr,
-        features=tokens.features[kept],
-        acts=tokens.acts[kept],
-        promotions=tokens.promotions[kept],
-    )
-    return select_tokens(members, fires)
 
 
 def _bound_features(groups: Groups, text: Text, least: float) -> Groups:
