@@ -163,11 +163,10 @@ def variant_words(variants: Sequence[Variant]) -> str:
     """Say in a line what was folded into an automaton: how many, and the best of them."""
     best = variants[0]
     features = _feature_words(best.features, VARIANT_WIDTH)
-    n_others = f" of {len(variants)}" if len(variants) > 1 else ""
+    several = "s" if len(variants) > 1 else ""
     return (
-        f"Folded into this: {len(variants)} near-duplicate{'s' if n_others else ''}; the best"
-        f"{n_others}, {features}, saves {best.bits_saved:.3g} bits a step in "
-        f"{percent(best.coverage)} of the text."
+        f"Folded into this: {len(variants)} near-duplicate{several}; the best, {features}, saves "
+        f"{best.bits_saved:.3g} bits a step in {percent(best.coverage)} of the text."
     )
 
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import html5lib
@@ -17,6 +17,7 @@ import pytest
 from drawn import HOSTILE, hostile, html_system, large, loop
 
 from circuits import lettering
+from circuits.automaton import Variant
 from circuits.page import PageHeader, page_html
 
 if TYPE_CHECKING:
@@ -89,6 +90,19 @@ def test_the_embedded_json_is_what_was_given() -> None:
     given = json.loads(json.dumps([asdict(one) for one in (html_system(), loop(), hostile())]))
     assert json.loads(text) == given
     assert "<" not in text
+
+
+def test_an_automaton_says_what_it_does_and_what_was_folded_into_it() -> None:
+    variants = (Variant("system", (12, 408), 1.5, 0.25), Variant("system", (0,), 1.0, 0.1))
+    told = replace(html_system(), description="Reads `<b>`.", variants=variants)
+    tree = parsed(page_html([told, loop()], header=HEADER))
+    (says,) = [node for node in tree.iter(f"{HTML}div") if node.get("class") == "says"]
+    assert says.text == "Reads `<b>`."
+    notes = ["".join(node.itertext()) for node in tree.iter(f"{HTML}p")]
+    folded = (
+        "Folded into this: 2 near-duplicates; the best, F12 \u00b7 F408, saves 1.5 bits a step in"
+    )
+    assert [note for note in notes if note.startswith(folded)]
 
 
 def test_nothing_is_fetched() -> None:
