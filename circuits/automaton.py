@@ -187,11 +187,18 @@ class FeatureAutomaton:
             )
         return graph
 
-    def to_svg(self, path: str | Path | None = None, *, engine: str = "embedded") -> str:
+    def to_svg(
+        self,
+        path: str | Path | None = None,
+        *,
+        engine: str = "embedded",
+        n_states: int | None = None,
+    ) -> str:
         """Draw the automaton.
 
         Args:
             path: file for the picture; None writes nothing.
+            n_states: states at most, the most alike merged; None draws eight, as the commands do.
             engine: "embedded", or "dot" for the system's Graphviz.
 
         Returns:
@@ -202,8 +209,9 @@ class FeatureAutomaton:
             StoreError: the file cannot be written.
         """
         from circuits.svg import automaton_svg  # noqa: PLC0415 - drawing is loaded when asked for
+        from circuits.zoom import drawn  # noqa: PLC0415 - zoom.py builds automata
 
-        return _written(automaton_svg(self, engine=engine).text, path)
+        return _written(automaton_svg(drawn(self, n_states), engine=engine).text, path)
 
     def zoom(self, n_states: int) -> FeatureAutomaton:
         """Give the automaton with fewer states, merged where that loses least information.

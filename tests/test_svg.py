@@ -246,6 +246,12 @@ def test_another_engine_is_a_slip() -> None:
         layout.lay_out("digraph {}", engine="neato")
 
 
+def test_to_svg_draws_eight_states_unless_more_are_asked_for() -> None:
+    stored = large(12, 40)
+    assert "8 of 12 states" in stored.to_svg()
+    assert "8 of 12 states" not in stored.to_svg(n_states=12)
+
+
 def test_to_svg_writes_the_file_and_gives_the_text(tmp_path: Path) -> None:
     text = loop().to_svg(tmp_path / "loop.svg")
     assert (tmp_path / "loop.svg").read_text(encoding="utf-8") == text == loop().to_svg()
