@@ -25,7 +25,7 @@ from circuits.automaton import Variant
 from circuits.describe import describe
 from circuits.fidelity import HELD_OUT, Scores
 from circuits.no_automata import why_no_automaton
-from circuits.propose import MAX_FEATURES, Proposal, propose
+from circuits.propose import MAX_FEATURES, Proposal, most_features, propose
 from circuits.rare_parts import with_rare_parts
 from circuits.run import Run
 from circuits.shape import Text, subsample
@@ -109,7 +109,7 @@ def distinct(proposals: Sequence[Proposal]) -> list[Proposal]:
     return kept
 
 
-def unions(drafts: Sequence[Draft]) -> list[Proposal]:
+def unions(drafts: Sequence[Draft], most: int = MAX_FEATURES) -> list[Proposal]:
     """Join the best systems two by two: halves of one language are found apart, and run as one."""
     best = _best(draft for draft in drafts if draft.kind == "system")[:MAX_JOINED]
     sets = [
@@ -120,7 +120,7 @@ def unions(drafts: Sequence[Draft]) -> list[Proposal]:
     return [
         Proposal(tuple((feature,) for feature in features), "system")
         for features in sets
-        if len(features) <= MAX_FEATURES
+        if len(features) <= most
     ]
 
 
@@ -234,7 +234,7 @@ def _ranked(edges: pl.DataFrame, text: Text) -> tuple[list[Draft], list[Proposal
     proposed = with_rare_parts(propose(edges, d_sae), edges, text.tokens, d_sae)
     proposals = distinct([*split_loops(edges, text), *proposed])
     drafts = _drafts(proposals, text, sample)
-    drafts += _drafts(unions(drafts), text, sample)
+    drafts += _drafts(unions(drafts, most_features(d_sae)), text, sample)
     return rank(drafts), proposals, sample
 
 
@@ -254,7 +254,11 @@ def _finished(
 
 
 def _value(draft: Draft) -> float:
-    return draft.scores.bits_saved * draft.scores.coverage
+    """Give bits saved x coverage: of other documents than those counted, where there are several."""
+    scores = draft.scores
+    if scores.bits_per_token is not None:
+        return scores.bits_per_token
+    return scores.bits_saved * scores.coverage
 
 
 def _best(drafts: Iterable[Draft]) -> list[Draft]:

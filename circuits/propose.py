@@ -39,6 +39,8 @@ CHAIN_SHARE = 0.3  # of each one's flow, this share must go to the next, which t
 MIN_ALIKE = 0.8  # cosine of what two features get, and of what they give, on average, for one role
 MIN_CHAIN = 4  # places; shorter chains are pairs and systems
 MAX_FEATURES = 400  # a set with more is a topic, not an automaton
+MAX_SHARE = 6  # likewise one with more than a sixth of a dictionary that has over FEW_FEATURES * 6
+FEW_FEATURES = 80
 MIN_INSIDE = 0.5  # of a member's flow, this share must stay in the set
 MIN_GIVEN = 0.3  # of the nats that members usually give to what follows; less is an onlooker's
 MIN_CLOSED = 0.9  # of a closed set's flow, fine threads included, this share stays inside
@@ -116,6 +118,11 @@ def _onlookers(
     nats = given[features][:, features].sum(axis=1)[leads] / n_pairs[leads]
     few = nats < MIN_GIVEN * np.median(nats) if len(nats) > 1 else []
     return set(features[leads][few].tolist())
+
+
+def most_features(d_sae: int) -> int:
+    """Give how many features a system has at most: of a small dictionary, most are of several."""
+    return min(MAX_FEATURES, max(FEW_FEATURES, d_sae // MAX_SHARE))
 
 
 def flow_matrix(edges: pl.DataFrame, d_sae: int, *, weight: pl.Expr) -> sparse.csr_array:
@@ -264,7 +271,7 @@ def _systems(flow: sparse.csr_array) -> Iterable[Proposal]:
         parts = sorted(sorted(group) for group in groups)
         for group in [*parts, *_unions(both, parts)]:
             features = _core(both, total, group)
-            if 3 <= len(features) <= MAX_FEATURES:
+            if 3 <= len(features) <= most_features(both.shape[0]):
                 yield Proposal(tuple((feature,) for feature in features), "system")
 
 

@@ -311,11 +311,13 @@ def test_d3_a_dot_that_crashes_is_survived(world: Path, tmp_path: Path) -> None:
     done = shell.run("render", world, "-o", tmp_path / "svg", "--engine", "dot", env={"PATH": path})
     assert done.returncode == 0, done.stderr
     assert b"garbage" in done.stderr
-    asked = shell.run(
-        "render", world, "-o", tmp_path / "png", "--format", "png", env={"PATH": path}
-    )
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "vl_convert.py").write_text("raise ImportError")
+    env = {"PATH": path, "PYTHONPATH": str(tmp_path / "without")}
+    asked = shell.run("render", world, "-o", tmp_path / "png", "--format", "png", env=env)
     assert asked.returncode == 1
-    assert b"ask for svg" in asked.stderr
+    assert b"pip install 'sae-automata[pictures]'" in asked.stderr
+    assert b"garbage" in asked.stderr
 
 
 def test_d5_an_output_that_cannot_be_is_one_sentence(world: Path, tmp_path: Path) -> None:

