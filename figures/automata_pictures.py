@@ -58,7 +58,9 @@ def draw_confusion(
         )
         axes.set(xlabel=f"told by {told_by}", ylabel="the parser says, tokens")
         figure.suptitle(title, fontsize=10)
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        figure.savefig(
+            path, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.2
+        )
 
 
 def _fill_axes(axes: Axes, table: NDArray[np.int64]) -> None:
