@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 MAX_OVERLAP = 0.5  # two sets of one kind sharing more than half of their features are one
 SAME_SET = 0.95  # candidates of a kind with this Jaccard similarity are shaped once
+SAME_AUTOMATON = 0.8  # two of different kinds with this similarity are one
 SHAPE_TOKENS = 250_000  # tokens on which states are shaped; counts of 25 are then shares of 1e-4
 MAX_JOINED = 5  # of the best systems, every two that lead to each other are tried as one
 MIN_TIED = (
@@ -153,6 +154,17 @@ def is_part(one: Draft, other: Draft) -> bool:
     return bool(to_rest > MIN_TIED * (goes.sum() + comes.sum()))
 
 
+def is_again(one: Draft, other: Draft) -> bool:
+    """Say whether an automaton is another one, found as another kind, that is better or as good."""
+    if "loop" in (one.kind, other.kind) or one.kind == other.kind:
+        return False
+    alike = len(one.features & other.features) >= SAME_AUTOMATON * len(
+        one.features | other.features
+    )
+    of = [(_value(draft), KINDS.index(draft.kind)) for draft in (one, other)]
+    return alike and of[0] < of[1]  # of equals, the kind that says more than `system`
+
+
 def rank(drafts: Sequence[Draft]) -> list[Draft]:
     """Fold near-duplicates and put the best first, the kinds taking turns.
 
@@ -163,7 +175,11 @@ def rank(drafts: Sequence[Draft]) -> list[Draft]:
         At most MAX_PER_KIND of each kind.
     """
     best = [draft for kind in KINDS for draft in _best(d for d in drafts if d.kind == kind)]
-    whole = [one for one in best if not any(is_part(one, other) for other in best)]
+    whole = [
+        one
+        for one in best
+        if not any(is_part(one, other) or is_again(one, other) for other in best)
+    ]
     by_kind = {kind: [draft for draft in whole if draft.kind == kind] for kind in KINDS}
     order = sorted(KINDS, key=lambda kind: -_value(by_kind[kind][0]) if by_kind[kind] else 0.0)
     turns = zip_longest(*(by_kind[kind] for kind in order))

@@ -134,6 +134,16 @@ def test_a_piece_of_another_automaton_is_no_automaton_of_its_own() -> None:
     assert rank([whole, apart]) == [whole, apart]
 
 
+def test_one_automaton_found_as_two_kinds_is_listed_once() -> None:
+    chain, system = (worth(2, 1, 2, 3, 4, kind=kind) for kind in ("chain", "system"))
+    assert rank([system, chain]) == [chain]
+    better = worth(3, 1, 2, 3, 4, 5)
+    assert rank([better, chain]) == [better]
+    assert len(rank([worth(3, 1, 2, 3, 7, 8), chain])) == 2
+    loops = [worth(1, 1, kind="loop"), worth(2, 1, 2, kind="pair")]
+    assert len(rank(loops)) == 2
+
+
 def worth(bits_saved: float, *features: int, kind: str = "system") -> Draft:
     """Give a draft that saves so many bits on a tenth of the text."""
     plain = draft("", features)
