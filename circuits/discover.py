@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations, zip_longest
 from typing import TYPE_CHECKING, Any
@@ -255,8 +257,9 @@ def _ranked(edges: pl.DataFrame, text: Text) -> tuple[list[Draft], list[Proposal
 
 
 def _drafts(proposals: Sequence[Proposal], text: Text, sample: Text) -> list[Draft]:
-    drafts = (draft_of(one, text, sample) for one in proposals)
-    return [draft for draft in drafts if draft is not None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        drafts = pool.map(lambda one: draft_of(one, text, sample), proposals)
+        return [draft for draft in drafts if draft is not None]
 
 
 def _finished(
