@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from circuits.truth_rows import interval_of, unit_draws
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from circuits.states import Steps
     from sae_core.schema import TokenTable
 
-N_RESAMPLES = 1000
-BOOTSTRAP_SEED = 0
 MAX_UNITS = 2000  # documents; neighbours of more are drawn together, so that draws take 16 MB
+
+_draws = lru_cache(maxsize=4)(unit_draws)  # a text's automata are all scored on the same draws
 
 
 class BitsPerToken(NamedTuple):
@@ -69,14 +71,10 @@ def interval(sums: NDArray[np.float64]) -> BitsPerToken:
         >>> interval(np.array([[8.0, 4, 4, 16]] * 3))
         BitsPerToken(value=0.5, low=0.5, high=0.5)
     """
-    value = float(_product(sums.sum(axis=0)))
-    if len(sums) == 1:
-        return BitsPerToken(value, None, None)
     n_units = min(len(sums), MAX_UNITS)
     starts = -(-np.arange(n_units) * len(sums) // n_units)
     drawn = _product(_draws(n_units) @ np.add.reduceat(sums, starts, axis=0))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return BitsPerToken(value, float(low), float(high))
+    return BitsPerToken(float(_product(sums.sum(axis=0))), *interval_of(drawn))
 
 
 def documents_of(tokens: TokenTable) -> NDArray[np.int64]:
@@ -95,14 +93,6 @@ def documents_of(tokens: TokenTable) -> NDArray[np.int64]:
 def n_documents(tokens: TokenTable) -> int:
     """Count the documents of a text."""
     return int(documents_of(tokens)[-1]) + 1 if len(tokens.doc_ids) else 0
-
-
-@lru_cache(maxsize=4)
-def _draws(n_units: int) -> NDArray[np.float64]:
-    """Give how often each unit is drawn, (N_RESAMPLES, n_units)."""
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    drawn = (rng.integers(n_units, size=n_units) for _ in range(N_RESAMPLES))
-    return np.stack([np.bincount(draw, minlength=n_units) for draw in drawn]).astype(float)
 
 
 def _product(sums: NDArray[np.float64]) -> NDArray[np.float64]:
